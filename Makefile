@@ -1,0 +1,57 @@
+# gpulockd: `make run` starts everything, `make test` tests everything.
+SHELL := /bin/bash
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service clean vendor-free
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 28
+
+# Installs again only when pyproject.toml, the lock, the Python or the place of the checkout changed.
+venv:  ## make .venv with all that development needs
+	@set -euo pipefail; \
+	if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo 'make: this Python cannot make environments; run: sudo apt-get install python3-venv' >&2; exit 1; \
+	fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "make: gpulockd needs Python 3.11 or newer, this is $$($(PYTHON) -V); say which: make PYTHON=python3.12 venv" >&2; \
+	  exit 1; \
+	fi; \
+	want=$$({ cat pyproject.toml requirements-dev.lock; $(PYTHON) -VV; pwd; } | sha256sum | cut -d ' ' -f 1); \
+	if [ "$$(cat .venv/stamp 2>/dev/null)" = "$$want" ] && $(BIN)/python -c '' 2>/dev/null; then exit 0; fi; \
+	echo 'make: setting up .venv (once, about half a minute)' >&2; \
+	if $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -f .venv/stamp; else $(PYTHON) -m venv --clear .venv; fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	echo "$$want" > .venv/stamp
+
+check: venv vendor-free  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: venv  ## all tests; what this machine lacks is skipped with its reason
+	$(BIN)/python -m pytest $(ARGS)
+
+run: venv  ## daemon, page and a small demo load; Ctrl-C stops all of it (ARGS="--no-demo": no load)
+	@exec $(BIN)/python -m gpulockd.demo $(ARGS)
+
+demo: run  ## the same as run
+
+bench: venv  ## measure us beside the peers
+	@exec $(BIN)/python -m bench $(ARGS)
+
+faults soak test-performance test-gpu install-service:
+	@echo 'make: $@ arrives with a later package' >&2; exit 1
+
+vendor-free:  ## the lock names packages only: no index, no host, no local path
+	@if grep -nE '://|^-|@ |^\.|file:' requirements-dev.lock; then \
+	  echo 'make: requirements-dev.lock must hold only name==version' >&2; exit 1; \
+	fi
+
+clean:  ## remove .venv, caches and builds
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""The portal of sync users: one event loop in one daemon thread a process, started at first use.
+
+There is one implementation of the protocol, the asynchronous one; threads call into it here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+T = TypeVar("T")
+
+
+class Portal:
+    """A running event loop that threads can call."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Event()
+        self._portal: BlockingPortal | None = None
+        self._thread = threading.Thread(target=lambda: anyio.run(self._serve), name="gpulockd-portal", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            self._portal = portal
+            self._ready.set()
+            await portal.sleep_until_stopped()
+
+    def call(self, func: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Run an async function in the portal's loop and wait for it; an interrupt here cancels it there."""
+        assert self._portal is not None
+        future: Future[T] = self._portal.start_task_soon(func, *args)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+_portal: Portal | None = None
+_mutex = threading.Lock()
+
+
+def portal() -> Portal:
+    """The portal of this process."""
+    global _portal
+    if _portal is None:
+        with _mutex:
+            if _portal is None:
+                _portal = Portal()
+    return _portal
+
+
+def forget_after_fork() -> None:
+    """A forked child has no portal thread; it starts its own at first use."""
+    global _portal, _mutex
+    if _portal is not None:
+        _parked.append(_portal)
+    _portal, _mutex = None, threading.Lock()
+
+
+_parked: list[Portal] = []

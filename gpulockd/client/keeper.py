@@ -1,0 +1,160 @@
+"""The keepalive thread: one small thread a process and pool, with its own socket, because GPU code blocks event loops.
+
+It extends the session, notices what was lost, and repairs what a lost message left behind. It decides nothing else:
+what must be done about a ticket it hands to that ticket's loop, and sends itself only for tickets whose loop is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+
+from gpulockd.client.session import Session
+from gpulockd.clock import boottime_s
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.ledger.store import BlockingStore
+
+log = logging.getLogger("gpulockd")
+
+RETRY_S = 0.25
+"""How soon a keepalive that failed is tried again (in seconds)."""
+
+
+class Keeper:
+    """Keeps one session alive from its own daemon thread until `stop`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.sent = 0
+        self._wake = threading.Event()
+        self._mutex = threading.Lock()
+        self._stopping = False
+        self._store: BlockingStore | None = None
+        self._short = False
+        self._thread = threading.Thread(target=self._run, name="gpulockd-keepalive", daemon=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread has been started."""
+        return self._thread.ident is not None
+
+    def start(self) -> None:
+        """Begin to keep the session alive."""
+        with self._mutex:
+            if not self.started:
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Look at once, instead of at the next keepalive."""
+        self._wake.set()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the session in the ledger, with all that it has, and the thread: the goodbye of a process that exits."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() or not self.session.is_open:
+            return
+        session = self.session
+        goodbye = verbs.end(session.keys, session="", id=session.id, token=None, reason="released", what="session")
+        with suppress(GpuLockError):
+            store = BlockingStore(session.url, deadline_s=timeout_s)
+            store.ask(goodbye)
+            store.close()
+
+    def descriptors(self) -> list[int]:
+        """The open sockets of the thread, for a forked child to close."""
+        return self._store.descriptors() if self._store is not None else []
+
+    def _run(self) -> None:
+        wait_s = self.session.keepalive_s
+        while True:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            if self._stopping:
+                break
+            try:
+                self._keep()
+                wait_s = self.session.keepalive_s
+            except ConfigError as refused:
+                log.error("gpulockd: keepalive refused: %s", refused)
+                wait_s = self.session.keepalive_s
+            except StoreUnavailable as away:
+                self._forget_connection()
+                wait_s = self._doubt(str(away))
+        self._forget_connection()
+
+    def _doubt(self, why: str) -> float:
+        """No answer came: give up belief when it is over. Returns how long to wait before the next try (in seconds)."""
+        remaining_s = self.session.believed_until() - boottime_s()
+        held = self.session.table.held()
+        if held and remaining_s <= 0:
+            log.error("gpulockd: %d lease(s) lost, no answer from Redis: %s", len(held), why)
+            for entry in held:
+                entry.lose(f"cut off from Redis: {why}")
+        return max(0.01, min(RETRY_S, remaining_s)) if remaining_s > 0 and held else RETRY_S
+
+    def _connected(self) -> BlockingStore:
+        """The connection; a try never outlasts belief while something is held."""
+        if self._store is None:
+            deadline_s = self.session.times.rpc_deadline
+            remaining_s = self.session.believed_until() - boottime_s()
+            if self.session.table.held() and remaining_s > 0:
+                deadline_s = min(deadline_s, max(0.05, remaining_s))
+            self._store = BlockingStore(self.session.url, deadline_s=deadline_s)
+            self._short = deadline_s < self.session.times.rpc_deadline
+        return self._store
+
+    def _forget_connection(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _keep(self) -> None:
+        session = self.session
+        # A process that was stopped for longer than its belief learns it here before its body goes on for long.
+        if session.table.held() and boottime_s() > session.believed_until():
+            self._doubt("this process was stopped for too long")
+        asked_at = boottime_s()
+        self.sent += 1
+        answer = self._connected().ask(session.keepalive_call(self.sent))
+        if isinstance(answer, a.NoSession | a.Unopened):
+            self._open_again()
+            return
+        session.heard(asked_at, answer)
+        for id, reason in answer.lost:
+            entry = session.table.get(id)
+            if entry is not None:
+                entry.lose(reason)
+        if session.must_assert(answer):
+            self._open_again()
+        for id in session.take_echo(list(answer.has)):
+            self._give_back(id)
+        self._end_orphans()
+        if self._short:
+            self._forget_connection()
+
+    def _open_again(self) -> None:
+        """Say again what this process has, as a new incarnation if the old one has ended."""
+        session, store = self.session, self._connected()
+        for _ in range(3):
+            asked_at, id = boottime_s(), session.id
+            if session.opened(asked_at, store.ask(session.open_call(known_pool=True)), id):
+                return
+
+    def _give_back(self, id: str) -> None:
+        session = self.session
+        if session.table.get(id) is None:
+            self._connected().ask(verbs.end(session.keys, session=session.id, id=id, token=None, reason="abandoned"))
+
+    def _end_orphans(self) -> None:
+        """End tickets whose loop was closed before their end was answered."""
+        session = self.session
+        for entry in session.table.all():
+            if entry.state in ("asking", "ending") and entry.loop.is_closed():
+                reason: verbs.EndReason = "released" if entry.token else "abandoned"
+                self._connected().ask(session.end_call(entry, reason))
+                session.table.remove(entry)

@@ -1,0 +1,269 @@
+"""A line: what one event loop has of a session: a command connection, and a subscription to the session's doorbell.
+
+While the subscription stands nobody polls. When it breaks, waiters poll with backoff until it is back; the line says
+both. A message is only a hint, so whoever was waiting asks for the state when the subscription comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from gpulockd.client.keeper import Keeper
+from gpulockd.client.session import Session
+from gpulockd.client.table import Entry
+from gpulockd.clock import boottime_s
+from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.ledger import answers as a
+from gpulockd.ledger.store import Store
+from gpulockd.ledger.subscription import Subscription
+from gpulockd.ledger.verbs import Call, EndReason
+
+T = TypeVar("T")
+log = logging.getLogger("gpulockd")
+
+RETRY_S = 0.05
+MOST_RETRY_S = 1.0
+
+
+class Line:
+    """The connections of one session in one event loop, opened at first use and closed with the loop."""
+
+    def __init__(self, session: Session, keeper: Keeper) -> None:
+        self.session = session
+        self.keeper = keeper
+        self.loop = asyncio.get_running_loop()
+        self.store = Store(session.url, deadline_s=session.times.rpc_deadline)
+        self.listening = False
+        self._subscribed_as = ""
+        self._subscription: Subscription | None = None
+        self._opening = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listener: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Line {self.session.keys.pool} {'listening' if self.listening else 'polling'}>"
+
+    async def ready(self) -> None:
+        """Return once this loop hears its doorbell and the session is open.
+
+        :raises StoreUnavailable: if Redis does not answer
+        :raises ConfigError: if it may not be used, or the pool belongs to another host
+        """
+        if self.session.is_open and self._subscribed_as == self.session.id:
+            return
+        async with self._opening:
+            if not self.session.is_open:
+                await self.open_session()
+            if self._listener is None:
+                await self._subscribe()
+                self._listener = self.track(self._listen())
+            elif self._subscribed_as != self.session.id:
+                await self._subscribe()
+
+    async def open_session(self) -> None:
+        """Open the session, as a new incarnation if the old one has ended."""
+        session = self.session
+        if session.clock is None:
+            await self.store.check()
+        known_pool: bool | None = None
+        for _ in range(4):
+            asked_at, id = boottime_s(), session.id
+            answer = await self.store.ask(session.open_call(known_pool))
+            if session.opened(asked_at, answer, id):
+                if known_pool is False:
+                    await self.store.enlist_pool(session.pool)
+                self._begin_keeping()
+                return
+            if isinstance(answer, a.AskFleet):
+                known_pool = await self.store.knows_pool(session.pool)
+        raise StoreUnavailable(f"the session in pool {session.pool} ended as often as it was opened")
+
+    def _begin_keeping(self) -> None:
+        self.keeper.start()
+
+    async def ask(self, call: Call[T]) -> tuple[T, float]:
+        """Send a script of this session. Returns its answer and when it was asked (seconds on CLOCK_BOOTTIME)."""
+        asked_at = boottime_s()
+        answer = await self.store.ask(call)
+        if isinstance(answer, a.Answer) and not isinstance(answer, a.NoSession):
+            self.session.heard(asked_at, answer)
+            if self.session.must_assert(answer):
+                self.keeper.wake()
+        return answer, asked_at
+
+    # Ending, also when nobody waits for it any more.
+
+    async def end(self, entry: Entry, reason: EndReason) -> None:
+        """End a ticket or lease, whatever it takes until the process gives up its session.
+
+        Cancelling this leaves the end to a task of its own.
+        """
+        entry.state = "ending"
+        try:
+            await self._end_once(entry, reason)
+        except StoreUnavailable as away:
+            log.warning("gpulockd: %s is given back when Redis answers again: %s", entry, away)
+            self.track(self._end_until_answered(entry, reason))
+        except BaseException:
+            self.track(self._end_until_answered(entry, reason))
+            raise
+
+    def end_later(self, entry: Entry, reason: EndReason) -> asyncio.Task[None]:
+        """End a ticket or lease from a task of its own, which no cancellation of the caller touches."""
+        entry.state = "ending"
+        return self.track(self._end_until_answered(entry, reason))
+
+    async def _end_once(self, entry: Entry, reason: EndReason) -> None:
+        answer, _ = await self.ask(self.session.end_call(entry, reason))
+        if isinstance(answer, a.NoSession | a.Unopened):
+            self.keeper.wake()
+        self.session.table.remove(entry)
+
+    async def _end_until_answered(self, entry: Entry, reason: EndReason) -> None:
+        pause_s = RETRY_S
+        while True:
+            try:
+                await self._end_once(entry, reason)
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MOST_RETRY_S)
+            except asyncio.CancelledError:
+                # The loop is being closed: one last try; after it the keepalive thread sends the end.
+                try:
+                    await self._end_once(entry, reason)
+                except StoreUnavailable:
+                    self.keeper.wake()
+                raise
+
+    # The doorbell.
+
+    async def _subscribe(self) -> None:
+        old, id = self._subscription, self.session.id
+        channel = self.session.keys.session_channel(id)
+        self._subscription = await Subscription.open(
+            self.session.url, (channel,), deadline_s=self.session.times.rpc_deadline
+        )
+        self._subscribed_as = id
+        self.listening = True
+        if old is not None:
+            await old.aclose()
+
+    async def _listen(self) -> None:
+        """Hear the doorbell until the loop closes; open it again when it breaks."""
+        pause_s = RETRY_S
+        try:
+            while True:
+                try:
+                    if not self.listening:
+                        await self._subscribe()
+                        log.info("gpulockd: notifications from Redis are back; polling ends")
+                        self._kick_all()
+                    await self._hear()
+                    pause_s = RETRY_S
+                except StoreUnavailable as broken:
+                    if self.listening:
+                        log.warning(
+                            "gpulockd: notifications from Redis are lost, waiters poll until they are back: %s", broken
+                        )
+                    self.listening = False
+                    self._kick_all()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MOST_RETRY_S)
+        finally:
+            await self._close()
+
+    async def _hear(self) -> None:
+        """Handle messages. Raises `StoreUnavailable` when the connection breaks, or no echo came for two keepalives."""
+        while True:
+            subscription = self._subscription
+            assert subscription is not None
+            silence_s = 2 * self.session.keepalive_s + self.session.times.rpc_deadline
+            try:
+                async with asyncio.timeout(silence_s):
+                    message = await subscription.next()
+            except StoreUnavailable:
+                if subscription is not self._subscription:
+                    continue
+                raise
+            except TimeoutError:
+                raise StoreUnavailable(f"no echo for {silence_s:g} s") from None
+            self._take(message.decode())
+
+    def _take(self, message: str) -> None:
+        word, _, rest = message.partition(" ")
+        if word == "claim":
+            id, _, token = rest.partition(" ")
+            entry = self._mine(id)
+            if entry is not None:
+                entry.ring(int(token))
+        elif word == "lost":
+            id, _, reason = rest.partition(" ")
+            entry = self._mine(id)
+            if entry is not None:
+                entry.lose(reason)
+        elif word == "stop":
+            entry = self._mine(rest.partition(" ")[0])
+            if entry is not None:
+                entry.stopping.set()
+        elif word == "echo":
+            for part in rest.split(" ")[1:]:
+                if part:
+                    self._repair(*part.split(":"))
+
+    def _repair(self, id: str, token: str, state: str) -> None:
+        """An echo names a claim whose doorbell was lost, or a ticket that is away."""
+        entry = self._mine(id)
+        if entry is None or entry.state != "asking":
+            return
+        if state == "claim":
+            entry.ring(int(token))
+        elif state == "away":
+            entry.kick()
+
+    def _mine(self, id: str) -> Entry | None:
+        entry = self.session.table.get(id)
+        return entry if entry is not None and entry.loop is self.loop else None
+
+    def _kick_all(self) -> None:
+        for entry in self.session.table.all():
+            if entry.loop is self.loop and entry.state == "asking":
+                entry.kick()
+
+    # Tasks of the line's own, outside every scope of the caller.
+
+    def track(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in a task that is kept until it ends and whose failure is logged."""
+        task = self.loop.create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._untrack)
+        return task
+
+    def _untrack(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), GpuLockError):
+            log.error("gpulockd: %s", task.exception())
+
+    async def _close(self) -> None:
+        """Close the connections, after what is under way in this loop has ended."""
+        deadline = self.loop.time() + self.session.times.rpc_deadline
+        while self.loop.time() < deadline and (len(self._tasks) > 1 or self._any_entry()):
+            await asyncio.sleep(0.005)
+        self._subscribed_as = ""
+        self._listener = None
+        if self._subscription is not None:
+            await self._subscription.aclose()
+            self._subscription = None
+        await self.store.aclose()
+
+    def descriptors(self) -> list[int]:
+        """The open sockets of this line, for a forked child to close."""
+        listening = self._subscription.descriptors() if self._subscription is not None else []
+        return self.store.descriptors() + listening
+
+    def _any_entry(self) -> bool:
+        return any(entry.loop is self.loop and entry.state != "held" for entry in self.session.table.all())

@@ -1,0 +1,305 @@
+"""`gpu_lock`: one object that is an async and a sync context manager and a decorator."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Literal, TypeVar, overload
+
+import anyio
+
+from gpulockd.client import nesting, wishes
+from gpulockd.client.blocking import portal
+from gpulockd.client.getting import Getting
+from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts
+from gpulockd.client.nesting import Held, Owner, owner_here
+from gpulockd.client.whoami import program
+from gpulockd.client.wishes import Duration, Nested
+from gpulockd.errors import ConfigError, GpuLockError, GpuLockTimeout
+from gpulockd.units import parse_duration_s
+
+F = TypeVar("F", bound=Callable[..., Any])
+log = logging.getLogger("gpulockd")
+
+
+class _Use:
+    """One entry into a `gpu_lock` block: a lease of its own, or one joined."""
+
+    __slots__ = ("blocking", "held", "joined", "lease", "scope")
+
+    def __init__(self, held: Held, lease: LeaseFacts, *, joined: bool) -> None:
+        self.held = held
+        self.lease = lease
+        self.joined = joined
+        self.scope: anyio.CancelScope | None = None
+
+
+class gpu_lock:
+    """The right to use one or more GPUs for the time of a block or a function.
+
+    :param lock_key: the key of a lock, such as "gpu_lock:0"; None means any one GPU
+    :param timeout: alias of `lock_timeout`
+    :param poll_interval: how often to look while notifications are away (seconds or "250ms")
+    :param max_wait_time: longest wait in the queue (seconds or "5m"); 0 means not at all
+    :param event_driven: accepted for YiVideo's sake; waiting is always event-driven, with polling as a fallback
+    :param fallback_timeout: accepted for YiVideo's sake
+    :param count: how many GPUs, all or none
+    :param gpus: these GPUs, by index
+    :param memory: a memory budget on a shared card ("8GiB"); with `exclusive=True` a whole card that has it
+    :param exclusive: whether the whole card is meant; default: yes, unless `memory` is given
+    :param priority: -100 to 100, higher first; one point is worth `queue.priority_step` of waiting
+    :param task: what the holder is called; default: the function's or program's name
+    :param task_id: which run of the task this is; default `<task>#<token>`
+    :param lock_timeout: the lease's own end after its last heartbeat (seconds or "1h")
+    :param warning: age of the hold at which it is reported (seconds or "5m")
+    :param soft_timeout: age of the hold at which it is asked to stop
+    :param hard_timeout: age of the hold at which it is ended
+    :param heartbeat: "automatic" while the process lives, or "manual": only `lease.progress` counts
+    :param nested: what to do where a lease of the surrounding task stands in the way: "error", "join" or "wait"
+    :param pool: the pool's name, if it is not the local one
+    :raises ImpossibleRequest: if the arguments name nothing that could be granted
+    :raises ConfigError: if a duration cannot be read
+    """
+
+    def __init__(
+        self,
+        lock_key: str | None = None,
+        timeout: Duration | None = None,
+        poll_interval: Duration | None = None,
+        max_wait_time: Duration | None = None,
+        event_driven: bool | None = None,
+        fallback_timeout: Duration | None = None,
+        *,
+        count: int | None = None,
+        gpus: Iterable[int | str] | None = None,
+        memory: str | int | None = None,
+        exclusive: bool | None = None,
+        priority: int = 0,
+        task: str | None = None,
+        task_id: str | None = None,
+        lock_timeout: Duration | None = None,
+        warning: Duration | None = None,
+        soft_timeout: Duration | None = None,
+        hard_timeout: Duration | None = None,
+        heartbeat: Literal["automatic", "manual"] = "automatic",
+        nested: Nested = "error",
+        pool: str | None = None,
+    ) -> None:
+        if callable(lock_key):
+            raise TypeError("write @gpu_lock() with parentheses")
+        if nested not in ("error", "join", "wait"):
+            raise ConfigError(f"nested={nested!r}: say 'error', 'join' or 'wait'")
+        lock_timeout = timeout if lock_timeout is None else lock_timeout
+        self.wants = wishes.wants_of(lock_key, count, gpus, memory, exclusive)
+        self.job = wishes.job_of(task or program(), task_id, warning, soft_timeout, hard_timeout, heartbeat)
+        self._names_task = task is not None
+        self.priority = wishes.check_priority(priority)
+        self.max_wait_time = (
+            max_wait_time if max_wait_time is None else parse_duration_s(max_wait_time, "max_wait_time")
+        )
+        self.poll_interval = (
+            poll_interval if poll_interval is None else parse_duration_s(poll_interval, "poll_interval")
+        )
+        self.lock_timeout = lock_timeout if lock_timeout is None else parse_duration_s(lock_timeout, "lock_timeout")
+        self.nested = nested
+        self.pool = pool
+        self._uses: dict[Owner, list[_Use]] = {}
+
+    def __repr__(self) -> str:
+        return f"<gpu_lock {self.wants}>"
+
+    # Without a block.
+
+    @overload
+    async def acquire(self, blocking: Literal[True] = True) -> Lease: ...
+    @overload
+    async def acquire(self, blocking: bool) -> Lease | None: ...
+
+    async def acquire(self, blocking: bool = True) -> Lease | None:
+        """Wait for the lease and return it; end it with `await lease.release()`.
+
+        :param blocking: False: None at once if it is not free
+        :raises GpuLockTimeout: if it was not free within `max_wait_time`
+        :raises WouldDeadlock: if this task holds what would have to end first
+        :raises StoreUnavailable: if Redis was away when the wait limit was over
+        """
+        try:
+            lease = await Getting(self).lease(None if blocking else 0.0)
+        except GpuLockTimeout:
+            if blocking:
+                raise
+            return None
+        nesting.enter(Held(lease, owner_here(), self.wants))
+        return lease
+
+    def acquire_blocking(self, blocking: bool = True) -> BlockingLease | None:
+        """As `acquire`, for a thread: end it with `lease.release()`."""
+        try:
+            lease = self._get_blocking(None if blocking else 0.0)
+        except GpuLockTimeout:
+            if blocking:
+                raise
+            return None
+        nesting.enter(Held(lease, owner_here(), self.wants))
+        return lease
+
+    def _get_blocking(self, max_wait_s: float | None) -> BlockingLease:
+        helper = portal()
+        getting = Getting(self)
+        in_loop = _loop_runs_here()
+        try:
+            lease = helper.call(getting.lease, 0.0 if in_loop else max_wait_s)
+        except GpuLockTimeout as busy:
+            if in_loop and max_wait_s is None:
+                text = f"{busy.message}; waiting here would block the event loop: use 'async with gpu_lock()'"
+                raise GpuLockError(text) from busy
+            raise
+        return BlockingLease(helper, lease)
+
+    # async with
+
+    async def __aenter__(self) -> Lease:
+        use = self._join()
+        if use is None:
+            lease = await Getting(self).lease(None)
+            use = _Use(Held(lease, owner_here(), self.wants), lease, joined=False)
+            nesting.enter(use.held)
+            scope = use.scope = anyio.CancelScope()
+            scope.__enter__()
+            lease._entry.on_lost = scope.cancel
+            if lease.lost.is_set():
+                scope.cancel()
+        self._uses.setdefault(owner_here(), []).append(use)
+        assert isinstance(use.lease, Lease)
+        return use.lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        use = self._pop_use()
+        if use.joined:
+            use.held.depth -= 1
+            return False
+        assert use.scope is not None
+        lease = use.lease
+        assert isinstance(lease, Lease)
+        lease._entry.on_lost = None
+        swallowed = bool(use.scope.__exit__(kind, error, trace))
+        nesting.leave(use.held)
+        if kind is None:
+            await lease._end()
+        else:
+            with anyio.move_on_after(lease._session.times.rpc_deadline, shield=True):
+                await lease._end()
+        if lease.lost.is_set() and (kind is None or swallowed):
+            raise lease._loss() from None
+        return swallowed
+
+    # with
+
+    def __enter__(self) -> BlockingLease:
+        use = self._join()
+        if use is None:
+            lease = self._get_blocking(None)
+            use = _Use(Held(lease, owner_here(), self.wants), lease, joined=False)
+            nesting.enter(use.held)
+        elif isinstance(use.lease, Lease):
+            use.lease = BlockingLease(portal(), use.lease)
+        self._uses.setdefault(owner_here(), []).append(use)
+        assert isinstance(use.lease, BlockingLease)
+        return use.lease
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        use = self._pop_use()
+        if use.joined:
+            use.held.depth -= 1
+            return
+        nesting.leave(use.held)
+        lease = use.lease
+        assert isinstance(lease, BlockingLease)
+        if lease._session.pid == os.getpid():
+            lease._portal.call(lease._lease._end)
+        if lease.lost.is_set() and kind is None:
+            raise lease._loss()
+
+    # Nesting.
+
+    def _join(self) -> _Use | None:
+        """Join the lease of this very task or thread, or of the parent where `nested="join"` says so."""
+        held = nesting.joinable(self.wants, self.pool)
+        if held is None and self.nested == "join":
+            held = nesting.parent_lease(self.wants, self.pool)
+        if held is None:
+            return None
+        held.depth += 1
+        return _Use(held, held.lease, joined=True)
+
+    def _pop_use(self) -> _Use:
+        owner = owner_here()
+        uses = self._uses.get(owner)
+        if not uses:
+            raise RuntimeError("leave a gpu_lock block in the task or thread that entered it")
+        use = uses.pop()
+        if not uses:
+            del self._uses[owner]
+        return use
+
+    # @gpu_lock()
+
+    def __call__(self, func: F) -> F:
+        """Hold the lease while `func` runs: a function or method, `def` or `async def`.
+
+        :raises TypeError: for generators and classes
+        """
+        if inspect.isclass(func) or not callable(func):
+            raise TypeError("@gpu_lock() decorates a function or a method; put it on the method that uses the GPU")
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise TypeError(
+                f"@gpu_lock() cannot hold a lock for the generator {func.__qualname__!r}, whose end nobody sees; "
+                "use 'with gpu_lock():' around the loop that consumes it"
+            )
+        lock = self if self._names_task else self._named(getattr(func, "__name__", "task"))
+        if inspect.iscoroutinefunction(func):
+
+            @functools.wraps(func)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                async with lock:
+                    return await func(*args, **kwargs)
+
+            return run_async  # type: ignore[return-value] # same signature as `func`
+
+        @functools.wraps(func)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with lock:
+                return func(*args, **kwargs)
+
+        return run  # type: ignore[return-value] # same signature as `func`
+
+    def _named(self, task: str) -> gpu_lock:
+        copy = gpu_lock.__new__(gpu_lock)
+        copy.__dict__ |= self.__dict__
+        copy._uses = {}
+        copy.job = wishes.renamed(self.job, task)
+        return copy
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return threading.current_thread().name != "gpulockd-portal"
+
+
+def current_lease() -> LeaseFacts | None:
+    """The innermost lease that this task or thread holds, or was started inside of; None if there is none."""
+    helds = nesting.holding()
+    return helds[-1].lease if helds else None

@@ -1,0 +1,141 @@
+"""Locks inside locks: who holds what here, and whether a new request would wait for itself.
+
+The same task (for sync code: the same thread) that asks for what its lease covers joins it. Asking for more while
+holding never waits. A child task or thread does not join by itself: if a lease of its inherited context stands in its
+way, it is told so at once, for it would wait for its own parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from gpulockd.errors import WouldDeadlock
+from gpulockd.model import Gpu, Wants
+
+if TYPE_CHECKING:  # names of types only
+    from gpulockd.client.lease import LeaseFacts
+
+Owner = tuple[str, int]
+
+
+class Held:
+    """A lease that a task or thread holds, and how often it has been entered."""
+
+    __slots__ = ("depth", "lease", "owner", "wants")
+
+    def __init__(self, lease: LeaseFacts, owner: Owner, wants: Wants) -> None:
+        self.lease = lease
+        self.owner = owner
+        self.wants = wants
+        self.depth = 1
+
+
+_holding: ContextVar[tuple[Held, ...]] = ContextVar("gpulockd_holding", default=())
+
+
+def owner_here() -> Owner:
+    """Who asks: the current task where this thread runs a loop, else the thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return ("task", id(task)) if task is not None else ("thread", threading.get_ident())
+
+
+def holding() -> tuple[Held, ...]:
+    """What this context holds or has inherited and is still held by this process; innermost last."""
+    return tuple(held for held in _holding.get() if held.lease.living)
+
+
+def inherited_pair(pool: str | None) -> tuple[str, int] | None:
+    """The lease that this process may join: of its parent before a fork, or of the run that started it."""
+    for held in reversed(_holding.get()):
+        if held.lease._session.pid != os.getpid() and not held.lease._ended and pool in (None, held.lease.pool):
+            return held.lease.id, held.lease.token
+    lease, token = os.environ.get("GPULOCKD_LEASE"), os.environ.get("GPULOCKD_TOKEN", "")
+    if lease and token.isdigit():
+        return lease, int(token)
+    return None
+
+
+def enter(held: Held) -> None:
+    """Note in this context that `held` has begun."""
+    _holding.set((*holding(), held))
+
+
+def leave(held: Held) -> None:
+    """Forget `held` in this context."""
+    _holding.set(tuple(other for other in _holding.get() if other is not held))
+
+
+def covers(wants_held: Wants, gpus: tuple[Gpu, ...], wants: Wants) -> bool:
+    """Whether a lease gives what is asked for. A whole card may be shared further; a budget may not grow."""
+    if not wants_held.exclusive and wants.exclusive:
+        return False
+    keys = {gpu.key for gpu in gpus}
+    if wants.keys:
+        return keys.issuperset(wants.keys) and all(
+            _suits(wants_held, gpu, wants) for gpu in gpus if gpu.key in wants.keys
+        )
+    return sum(_suits(wants_held, gpu, wants) for gpu in gpus) >= wants.count
+
+
+def _suits(wants_held: Wants, gpu: Gpu, wants: Wants) -> bool:
+    if not wants_held.exclusive:
+        return wants.memory_mib <= wants_held.memory_mib
+    return wants.memory_mib == 0 or (gpu.memory_mib or 0) >= wants.memory_mib
+
+
+def joinable(wants: Wants, pool: str | None) -> Held | None:
+    """The lease of this very task or thread that covers `wants`, innermost first."""
+    me = owner_here()
+    for held in reversed(holding()):
+        if held.owner == me and pool in (None, held.lease.pool) and covers(held.wants, held.lease.gpus, wants):
+            return held
+    return None
+
+
+def parent_lease(wants: Wants, pool: str | None) -> Held | None:
+    """An inherited lease that covers `wants`, for `nested="join"` in a child task or thread."""
+    for held in reversed(holding()):
+        if pool in (None, held.lease.pool) and covers(held.wants, held.lease.gpus, wants):
+            return held
+    return None
+
+
+def may_wait(pool: str | None) -> tuple[Held, ...]:
+    """The leases of this context that forbid waiting in `pool`; empty where waiting is safe."""
+    return tuple(held for held in holding() if pool in (None, held.lease.pool))
+
+
+def in_the_way(held: Held, wants: Wants) -> bool:
+    """Whether this lease itself must end before `wants` can be granted to a child of its holder."""
+    keys = {gpu.key for gpu in held.lease.gpus}
+    return not wants.keys or bool(keys.intersection(wants.keys))
+
+
+def would_deadlock(helds: tuple[Held, ...], wants: Wants) -> WouldDeadlock:
+    """The error, with the one call to make."""
+    keys = tuple(gpu.key for held in helds for gpu in held.lease.gpus)
+    shown = ", ".join(keys)
+    if any(held.owner == owner_here() for held in helds):
+        return WouldDeadlock(
+            f"this task holds {shown} and asks for {wants}: ask for both at once, {_one_call(keys, wants)}", held=keys
+        )
+    return WouldDeadlock(
+        f"this task was started inside a block that holds {shown} and asks for {wants}, so it would wait for its own "
+        "parent: start it outside the block, or say nested='join' to share the parent's lease (they are then not kept "
+        "apart) or nested='wait'. On Python 3.11 asyncio.wait_for makes such a task; use asyncio.timeout",
+        held=keys,
+    )
+
+
+def _one_call(keys: tuple[str, ...], wants: Wants) -> str:
+    together = sorted({*keys, *wants.keys})
+    if wants.keys and all(key[9:].isdigit() for key in together):
+        return f"gpu_lock(gpus=[{', '.join(key[9:] for key in together)}])"
+    return f"gpu_lock(count={len(keys) + wants.count})"

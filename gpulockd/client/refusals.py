@@ -1,0 +1,88 @@
+"""The texts of refusals: who holds what, and the cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpulockd.errors import GpuLockTimeout, StoreUnavailable
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.model import Snapshot, TicketRecord, Wants
+from gpulockd.units import format_duration
+
+if TYPE_CHECKING:  # the waiting itself is told about, never called
+    from gpulockd.client.waiting import Waiting
+
+
+def impossible_text(answer: a.Impossible, wants: Wants, pool: str) -> str:
+    """Why the pool can never grant these wants, and what it could."""
+    detail = answer.detail
+    known = {
+        "not_offered": f"nobody offers GPUs in pool {pool!r}, so only 'gpu_lock()' and single keys work here; "
+        "start `gpulockd serve`",
+        "no_such_gpu": f"pool {pool!r} has no {detail}; `gpulockd status` lists its GPUs",
+        "too_many_gpus": f"{wants} cannot be had: pool {pool!r} has {detail} GPU{'' if detail == '1' else 's'}; ask for fewer",
+        "too_much_memory": f"{wants} cannot be had: the largest card that is asked for has {_gib(detail)}; ask for less",
+        "no_memory": f"{detail} has no memory to share; ask for it without memory=",
+        "too_many_wants": f"more than {detail} different kinds of request wait in pool {pool!r}; ask for rounder sizes",
+    }
+    return known.get(answer.kind, f"{wants}: {answer.kind} {detail}")
+
+
+def _gib(mib: str) -> str:
+    return f"{int(mib) / 1024:g} GiB" if mib.isdigit() else "no memory"
+
+
+def deadlock_text(wants: Wants) -> str:
+    """The one call to make instead of asking for more while holding."""
+    return (
+        f"this program already runs inside a lease that does not cover {wants}, and would wait for itself; "
+        "ask for everything in the outer call, such as `gpulockd run -n 2` or gpu_lock(count=2)"
+    )
+
+
+def holder_text(lease: TicketRecord) -> str:
+    """A holder in few words: "ocr-batch #8812 (pid 48177, 7:08, 88 %)"."""
+    facts = []
+    if lease.process is not None:
+        facts.append(f"pid {lease.process.pid}")
+    facts.append(format_duration(lease.held_ms / 1000))
+    if lease.percent is not None:
+        facts.append(f"{lease.percent:g} %")
+    name = lease.job.task or "somebody"
+    if lease.job.task_id:
+        name += f" {lease.job.task_id}"
+    return f"{name} ({', '.join(facts)})"
+
+
+def _in_the_way(snapshot: Snapshot, wants: Wants) -> list[str]:
+    texts = []
+    for record in snapshot.gpus:
+        if wants.keys and record.gpu.key not in wants.keys:
+            continue
+        if record.state != "ready":
+            texts.append(f"{record.gpu} is {record.state}")
+        holders = [lease for lease in snapshot.leases if record.gpu.key in lease.gpus and lease.state != "member"]
+        texts += [f"{record.gpu} held by {holder_text(lease)}" for lease in holders]
+    return texts
+
+
+async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
+    """The error of a wait that is over: how long it was, who holds what, and the place in the queue."""
+    line, wants = waiting.line, waiting.ask.wants
+    waited = f" after {format_duration(waiting.waited_s)}" if waiting.patience.max_wait_s > 0 else ""
+    text = f"{wants} not free{waited}"
+    try:
+        answer, _ = await line.ask(verbs.snapshot(line.session.keys, length=1))
+    except StoreUnavailable:
+        answer = a.NO_BOOKS
+    if isinstance(answer, a.Pictured):
+        reasons = _in_the_way(answer.snapshot, wants)
+        if answer.snapshot.frozen_ms:
+            reasons.insert(0, f"the pool grants nothing for {format_duration(answer.snapshot.frozen_ms / 1000)} more")
+        text += ": " + "; ".join(reasons[:4]) if reasons else ""
+        if len(reasons) > 4:
+            text += f"; and {len(reasons) - 4} more"
+    if waiting.place is not None:
+        text += f"; place {waiting.place} of {waiting.queued}"
+    return GpuLockTimeout(text, waited_s=waiting.waited_s, place=waiting.place, queued=waiting.queued)

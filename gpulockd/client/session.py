@@ -1,0 +1,212 @@
+"""A session: this process being alive in one pool. It is owned by no loop; one keepalive serves all its locks.
+
+What it must send is built here as calls and sent by others: by the loops (`line.py`) for what they wait for, by the
+keepalive thread (`keeper.py`) for the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+from uuid import uuid4
+
+from gpulockd.client.table import Entry, Table
+from gpulockd.client.whoami import this_process
+from gpulockd.clock import boottime_s
+from gpulockd.errors import ConfigError
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.verbs import Brought, Call, EndReason, Terms
+from gpulockd.model import PoolClock, Process
+from gpulockd.settings import SessionBlock
+
+log = logging.getLogger("gpulockd")
+
+OpenAnswer = a.Opened | a.Gone | a.Elsewhere | a.AskFleet
+
+
+class Session:
+    """One incarnation of this process in one pool, its table of tickets and leases, and what it may believe."""
+
+    def __init__(
+        self,
+        url: str,
+        pool: str,
+        times: SessionBlock,
+        terms: Terms,
+        *,
+        socket: str | None = None,
+        process: Process | None = None,
+        id: str | None = None,
+    ) -> None:
+        """:param times: this process's own deadlines (in seconds); `terms` open the pool if nobody has"""
+        self.url = url
+        self.keys = PoolKeys(pool)
+        self.times = times
+        self.terms = terms
+        self.socket = socket
+        self.process = process or this_process()
+        self.pid = os.getpid()
+        self.id = id or uuid4().hex
+        self.table = Table()
+        self.clock: PoolClock | None = None
+        self.ledger_ms: int | None = None
+        self.defaults: dict[str, Any] = {}
+        self.is_open = False
+        self._asserted_epoch = ""
+        self._believed_until = 0.0
+        self._mutex = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id[:8]} {self.keys.pool} {'open' if self.is_open else 'not open'}, {len(self.table)} tickets>"
+
+    @property
+    def pool(self) -> str:
+        """The pool's name."""
+        return self.keys.pool
+
+    # Belief: until when this process may think that its session stands, counted on CLOCK_BOOTTIME from *before* the
+    # request that was answered.
+
+    def heard(self, asked_at: float, answer: a.Answer) -> None:
+        """An answer to a request sent at `asked_at` (seconds on CLOCK_BOOTTIME) has extended the session."""
+        clock = answer.clock
+        with self._mutex:
+            self.clock = clock
+            self.ledger_ms = answer.now_ms
+            until = asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
+            self._believed_until = max(self._believed_until, until)
+
+    def believed_until(self) -> float:
+        """The end of belief (seconds on CLOCK_BOOTTIME)."""
+        return self._believed_until
+
+    def believes(self, asked_at: float) -> bool:
+        """Whether an answer to a request sent at `asked_at` still proves the lease it gave."""
+        clock = self.clock
+        if clock is None:
+            return False
+        return boottime_s() <= asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
+
+    @property
+    def keepalive_s(self) -> float:
+        """How often the session says that it lives (in seconds): the pool's interval."""
+        return self.clock.keepalive_ms / 1000 if self.clock else self.times.keepalive
+
+    # Opening, and opening again.
+
+    def open_call(self, known_pool: bool | None = None) -> Call[OpenAnswer]:
+        """The call that opens this session, with all that it has from before."""
+        brought = Brought()
+        for entry in self.table.all():
+            if entry.state == "held" and not entry.lost.is_set():
+                brought.leases.append(entry.brought_lease())
+            else:
+                ticket = entry.brought_ticket()
+                if ticket is not None:
+                    brought.tickets.append(ticket)
+        if brought.leases or brought.tickets:
+            known_pool = True
+        return verbs.open(
+            self.keys,
+            session=self.id,
+            process=self.process,
+            terms=self.terms,
+            known_pool=known_pool,
+            brought=brought,
+        )
+
+    def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
+        """Take what `open` answered. False: ask again, with the answer of the fleet's list or as a new incarnation.
+
+        :raises ConfigError: if the pool belongs to another host
+        """
+        if isinstance(answer, a.AskFleet):
+            return False
+        if isinstance(answer, a.Elsewhere):
+            raise ConfigError(
+                f"pool {self.pool!r} belongs to the GPUs of host {answer.host or answer.boot_id!r}, not to this one; "
+                "set GPULOCKD_POOL (or pool=) to this host's pool"
+            )
+        if isinstance(answer, a.Gone):
+            self.begin_anew(asked_id, answer.reason)
+            return False
+        self.heard(asked_at, answer)
+        self.defaults = answer.defaults
+        self._asserted_epoch = answer.clock.epoch
+        self.is_open = True
+        for id in answer.refused:
+            entry = self.table.get(id)
+            if entry is not None:
+                entry.lose("lost with the store's data")
+        return True
+
+    def begin_anew(self, ended_id: str, reason: str) -> None:
+        """The incarnation `ended_id` has ended: what it held is lost, and a new one begins."""
+        with self._mutex:
+            if self.id != ended_id:
+                return
+            self.id = uuid4().hex
+            self.is_open = False
+        log.warning("gpulockd: session %s in pool %s has ended (%s); a new one begins", ended_id[:8], self.pool, reason)
+        for entry in self.table.all():
+            if entry.session == ended_id:
+                entry.lose(f"session {reason}")
+                entry.kick_from_thread()
+
+    def must_assert(self, answer: a.Answer) -> bool:
+        """Whether the store has begun a new epoch since this session last said what it has."""
+        return answer.clock.epoch != self._asserted_epoch
+
+    # What is sent.
+
+    def keepalive_call(self, echo: int) -> Call[a.Alive | a.NoSession | a.Unopened]:
+        """The call that keeps the session and its leases."""
+        pairs = [(entry.id, entry.token) for entry in self.table.held() if entry.session == self.id]
+        return verbs.keepalive(self.keys, session=self.id, echo=echo, leases=pairs)
+
+    def request_call(self, entry: Entry, *, wait: bool) -> Call[Any]:
+        """The call that asks for an entry's gpus; the same id at every try."""
+        ask = entry.ask
+        return verbs.request(
+            self.keys,
+            session=entry.session,
+            id=entry.id,
+            wants=ask.wants,
+            priority=ask.priority,
+            wait=wait,
+            job=ask.job,
+            lock_timeout_ms=ask.lock_timeout_ms,
+            asked_ms=self.ledger_ms if self.id == entry.session else None,
+            inside=ask.inside,
+        )
+
+    def end_call(self, entry: Entry, reason: EndReason) -> Call[Any]:
+        """The call that ends an entry: with its token if it was held, else whatever it has by now."""
+        token = entry.token if reason == "released" else None
+        return verbs.end(self.keys, session=entry.session, id=entry.id, token=token, reason=reason)
+
+    def take_echo(self, has: list[tuple[str, int, str]]) -> list[str]:
+        """Compare what the ledger has for this session with the table: wake loops for claims and away tickets.
+
+        Returns the ids that nobody here knows; they must be given back.
+        """
+        unknown = []
+        for id, token, state in has:
+            entry = self.table.get(id)
+            if entry is None:
+                unknown.append(id)
+            elif state == "claim":
+                self._ring_from_thread(entry, token)
+            elif state == "away":
+                entry.kick_from_thread()
+        return unknown
+
+    def _ring_from_thread(self, entry: Entry, token: int) -> None:
+        try:
+            entry.loop.call_soon_threadsafe(entry.ring, token)
+        except RuntimeError:  # the loop is closed; the keeper ends its tickets
+            return

@@ -1,0 +1,173 @@
+"""What a process has asked for and holds: one entry a ticket, from before its request until after its end.
+
+An id in the table is *known*; whatever the ledger has for this session that is not known is given back. State changes
+are synchronous; what must be sent because of them is sent by others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+from uuid import uuid4
+
+from gpulockd.client.flags import Flag
+from gpulockd.clock import boottime_s
+from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, encode
+from gpulockd.model import Gpu, Job, Wants
+
+
+class Ask:
+    """What a request says, the same at every try."""
+
+    __slots__ = ("inside", "job", "lock_timeout_ms", "priority", "wants")
+
+    def __init__(
+        self, wants: Wants, priority: int, job: Job, lock_timeout_ms: int, inside: tuple[str, int] | None = None
+    ) -> None:
+        self.wants = wants
+        self.priority = priority
+        self.job = job
+        self.lock_timeout_ms = lock_timeout_ms
+        self.inside = inside
+
+
+class Entry:
+    """One ticket of this process, later its lease. `signal` is the waiting loop's future, made before each request."""
+
+    __slots__ = (
+        "ask",
+        "claim",
+        "gpus",
+        "granted_at",
+        "id",
+        "loop",
+        "lost",
+        "lost_reason",
+        "on_lost",
+        "session",
+        "signal",
+        "stamp_ms",
+        "state",
+        "stopping",
+        "token",
+        "waited_s",
+    )
+
+    def __init__(self, ask: Ask, session: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.id = uuid4().hex
+        self.ask = ask
+        self.session = session
+        self.loop = loop
+        self.state: Literal["asking", "held", "member", "ending"] = "asking"
+        self.signal: asyncio.Future[None] | None = None
+        self.claim: int | None = None
+        self.stamp_ms: int | None = None
+        self.token = 0
+        self.gpus: tuple[Gpu, ...] = ()
+        self.granted_at = 0.0
+        self.waited_s = 0.0
+        self.lost = Flag()
+        self.stopping = Flag()
+        self.lost_reason = ""
+        self.on_lost: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.id[:8]} {self.state} token={self.token}>"
+
+    def kick(self) -> None:
+        """Wake the loop that waits for this ticket; call it in that loop."""
+        if self.signal is not None and not self.signal.done():
+            self.signal.set_result(None)
+
+    def kick_from_thread(self) -> None:
+        """Wake the loop that waits for this ticket, from another thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.kick)
+        except RuntimeError:  # the loop is closed; the keeper ends its tickets
+            return
+
+    def ring(self, token: int) -> None:
+        """The doorbell: this ticket has been granted as a claim with `token`."""
+        if self.state == "asking":
+            self.claim = token
+            self.kick()
+
+    def hold(self, token: int, gpus: tuple[Gpu, ...], waited_s: float) -> None:
+        """The lease has begun."""
+        self.state = "held"
+        self.token = token
+        self.gpus = gpus
+        self.waited_s = waited_s
+        self.granted_at = boottime_s()
+
+    def lose(self, reason: str) -> None:
+        """The lease has ended without its holder; from any thread, once."""
+        if self.lost.is_set() or self.state not in ("held", "member"):
+            return
+        self.lost_reason = reason
+        self.lost.set()
+        if self.on_lost is not None:
+            try:
+                self.loop.call_soon_threadsafe(self.on_lost)
+            except RuntimeError:  # the loop is closed, its body is over
+                return
+
+    def brought_ticket(self) -> BroughtTicket | None:
+        """This ticket as it is asserted again, if it had a place."""
+        if self.state != "asking" or self.stamp_ms is None:
+            return None
+        return BroughtTicket(stamp=self.stamp_ms, **self._words())
+
+    def brought_lease(self) -> BroughtLease:
+        """This lease as it is asserted again."""
+        age_ms = round((boottime_s() - self.granted_at) * 1000)
+        stamp_ms = self.stamp_ms or 0
+        gpus = tuple(gpu.key for gpu in self.gpus)
+        return BroughtLease(stamp=stamp_ms, token=self.token, gpus=gpus, age_ms=age_ms, **self._words())
+
+    def _words(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "wants": self.ask.wants.text,
+            "priority": self.ask.priority,
+            "job": encode(self.ask.job).decode(),
+            "task": self.ask.job.task,
+            "task_id": self.ask.job.task_id,
+            "lock_timeout_ms": self.ask.lock_timeout_ms,
+        }
+
+
+class Table:
+    """All entries of one process in one pool."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Make it known, before its request is sent."""
+        with self._mutex:
+            self._entries[entry.id] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """Forget it, after its end was answered."""
+        with self._mutex:
+            self._entries.pop(entry.id, None)
+
+    def get(self, id: str) -> Entry | None:
+        """The entry of that id, if it is known."""
+        return self._entries.get(id)
+
+    def all(self) -> list[Entry]:
+        """All entries at this moment."""
+        with self._mutex:
+            return list(self._entries.values())
+
+    def held(self) -> list[Entry]:
+        """Those that hold, by themselves or as a member, and have not been told that they lost it."""
+        return [entry for entry in self.all() if entry.state in ("held", "member") and not entry.lost.is_set()]

@@ -1,0 +1,227 @@
+"""From a request to the right to enter: ask, wait for the doorbell, confirm, and look at the clock before every entry.
+
+The waiting loop is the only sender that may bring its ticket back or confirm its claim. Whatever ends it, the entry is
+given back: a cancelled wait leaves nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import msgspec
+
+from gpulockd.client.line import Line
+from gpulockd.client.refusals import deadlock_text, impossible_text, timeout_error
+from gpulockd.client.table import Ask, Entry
+from gpulockd.errors import GpuLockError, GpuLockTimeout, ImpossibleRequest, StoreUnavailable, WouldDeadlock
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+
+log = logging.getLogger("gpulockd")
+
+FIRST_RETRY_S = 0.05
+MOST_RETRY_S = 1.0
+WHY_FROZEN = {
+    "new_store": "the store has just started, and holders from before may still run",
+    "store_changed": "the store was restarted, and holders from before may still run",
+    "data_lost": "the store lost its data, and holders from before may still run",
+}
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait, and how to poll while notifications are away (all in seconds)."""
+
+    max_wait_s: float
+    poll_interval_s: float
+    max_poll_interval_s: float
+    exponential_backoff: bool
+
+
+class Waiting:
+    """One request of one task, until it holds or gives up."""
+
+    def __init__(self, line: Line, ask: Ask, patience: Patience) -> None:
+        self.line = line
+        self.ask = ask
+        self.patience = patience
+        self.entry = self._new_entry()
+        self._started_at = line.loop.time()
+        self._deadline = self._started_at + patience.max_wait_s
+        self._poll_s = patience.poll_interval_s
+        self._retry_s = FIRST_RETRY_S
+        self._said_frozen = False
+        self.place: int | None = None
+        self.queued: int | None = None
+
+    def _new_entry(self) -> Entry:
+        entry = Entry(self.ask, self.line.session.id, self.line.loop)
+        self.line.session.table.add(entry)
+        return entry
+
+    @property
+    def waited_s(self) -> float:
+        """How long this request has waited (in seconds)."""
+        return self.line.loop.time() - self._started_at
+
+    async def hold(self) -> Entry:
+        """Return the entry once it holds.
+
+        :raises GpuLockTimeout: if the wait limit is over, at once if it is 0 and nothing is free
+        :raises ImpossibleRequest: if the pool can never grant it
+        :raises WouldDeadlock: if it asks for more than the lease it runs inside of
+        :raises StoreUnavailable: if Redis was away when the wait limit was over
+        """
+        try:
+            # One step usually: granted in the reply. The future is made before the request, for a doorbell can
+            # ring before the reply is read.
+            while True:
+                try:
+                    if await self._step():
+                        return self.entry
+                except StoreUnavailable as away:
+                    await self._outlast(away)
+        except GpuLockTimeout:
+            raise
+        except BaseException:
+            if self.entry.state != "ending":
+                self.line.end_later(self.entry, "abandoned")
+            raise
+
+    async def _step(self) -> bool:
+        entry, line = self.entry, self.line
+        entry.signal = line.loop.create_future()
+        if entry.claim is not None:
+            token, entry.claim = entry.claim, None
+            return await self._confirm(token)
+        call = line.session.request_call(entry, wait=self.patience.max_wait_s > 0)
+        answer, asked_at = await line.ask(call)
+        self._retry_s = FIRST_RETRY_S
+        if isinstance(answer, a.Granted):
+            entry.stamp_ms = answer.now_ms - answer.waited_ms
+            return await self._enter(answer.token, answer, asked_at)
+        if isinstance(answer, a.Waiting):
+            return await self._wait(answer)
+        return await self._other(answer, asked_at)
+
+    async def _enter(self, token: int, answer: a.Granted, asked_at: float) -> bool:
+        """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
+        if not self.line.session.believes(asked_at):
+            return await self._confirm(token)
+        self.entry.hold(answer.token, answer.gpus, answer.waited_ms / 1000)
+        return True
+
+    async def _confirm(self, token: int) -> bool:
+        session = self.line.session
+        call = verbs.confirm(session.keys, session=self.entry.session, id=self.entry.id, token=token)
+        answer, asked_at = await self.line.ask(call)
+        if isinstance(answer, a.Granted):
+            return await self._enter(token, answer, asked_at)
+        if isinstance(answer, a.Frozen):
+            await self._sleep(min(answer.remaining_ms / 1000, session.keepalive_s))
+            return False
+        if isinstance(answer, a.NoSession | a.Unopened | a.Gone):
+            return await self._other(answer, asked_at)
+        return False
+
+    async def _other(self, answer: object, asked_at: float) -> bool:
+        """What a request is answered besides granted and waiting."""
+        line, entry = self.line, self.entry
+        if isinstance(answer, a.NoSession | a.Unopened):
+            line.session.is_open = False
+            await line.ready()
+            if entry.session != line.session.id:
+                self._begin_again()
+            return False
+        if isinstance(answer, a.Joined):
+            entry.hold(answer.token, answer.gpus, 0.0)
+            entry.state = "member"
+            if line.session.believes(asked_at):
+                return True
+            entry.state = "asking"
+            return False
+        if isinstance(answer, a.Late):
+            self._begin_again()
+            return False
+        if isinstance(answer, a.Gone):
+            if answer.reason in ("died", "unknown") or entry.session != line.session.id:
+                await line.ready()
+                self._begin_again()
+                return False
+            raise GpuLockError(f"the wait was ended from outside ({answer.reason}); ask again")
+        raise await self._refusal(answer)
+
+    async def _refusal(self, answer: object) -> GpuLockError:
+        entry, line = self.entry, self.line
+        await line.end(entry, "abandoned")
+        if isinstance(answer, a.Busy):
+            return await timeout_error(self)
+        if isinstance(answer, a.Impossible):
+            return ImpossibleRequest(impossible_text(answer, self.ask.wants, line.session.pool))
+        if isinstance(answer, a.Deadlock):
+            return WouldDeadlock(deadlock_text(self.ask.wants), held=(answer.lease,))
+        return GpuLockError(f"the ledger answered {answer!r} to a request")
+
+    def _begin_again(self) -> None:
+        """Ask under a new id: the old one has ended with its session, or was too old."""
+        self.line.session.table.remove(self.entry)
+        self.entry = self._new_entry()
+
+    async def _wait(self, answer: a.Waiting) -> bool:
+        entry, line = self.entry, self.line
+        self.place, self.queued = answer.place, answer.queued
+        if entry.stamp_ms is None:
+            entry.stamp_ms = answer.now_ms
+        limit_s = self._deadline - line.loop.time()
+        if limit_s <= 0:
+            raise await self._give_up()
+        pause_s = limit_s
+        if answer.frozen_ms > 0:
+            pause_s = min(pause_s, answer.frozen_ms / 1000 + 0.005, line.session.keepalive_s)
+            self._say_frozen(answer)
+        if not line.listening:
+            pause_s = min(pause_s, self._next_poll_s())
+        else:
+            self._poll_s = self.patience.poll_interval_s
+        await self._sleep(pause_s)
+        if entry.claim is None and line.loop.time() >= self._deadline:
+            raise await self._give_up()
+        return False
+
+    def _next_poll_s(self) -> float:
+        """The next polling pause: grows to its limit, with jitter so that waiters do not poll in step."""
+        pause_s = self._poll_s * random.uniform(0.9, 1.1)
+        if self.patience.exponential_backoff:
+            self._poll_s = min(self._poll_s * 1.5, max(self.patience.max_poll_interval_s, self._poll_s))
+        return pause_s
+
+    def _say_frozen(self, answer: a.Waiting) -> None:
+        if not self._said_frozen:
+            self._said_frozen = True
+            why = WHY_FROZEN.get(answer.why, answer.why)
+            log.warning(
+                "gpulockd: pool %s grants nothing for %.1f s: %s", self.line.session.pool, answer.frozen_ms / 1000, why
+            )
+
+    async def _sleep(self, pause_s: float) -> None:
+        """Sleep until the doorbell rings, somebody kicks, or `pause_s` is over."""
+        signal = self.entry.signal
+        assert signal is not None
+        timer = self.line.loop.call_later(pause_s, self.entry.kick)
+        try:
+            await signal
+        finally:
+            timer.cancel()
+
+    async def _give_up(self) -> GpuLockError:
+        await self.line.end(self.entry, "timed_out")
+        return await timeout_error(self)
+
+    async def _outlast(self, away: StoreUnavailable) -> None:
+        """Redis did not answer: try again with the same id until the wait limit is over."""
+        left_s = self._deadline - self.line.loop.time()
+        if left_s <= 0:
+            raise away
+        self.entry.signal = self.line.loop.create_future()
+        await self._sleep(min(self._retry_s, left_s))
+        self._retry_s = min(2 * self._retry_s, MOST_RETRY_S)

@@ -1,0 +1,66 @@
+"""Who this process is: pid, start time, boot, host, user and program."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+import uuid
+from functools import cache
+from pathlib import Path
+
+from gpulockd.model import Process
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's id of this boot: the same in all containers of a host. `GPULOCKD_BOOT_ID` overrides it."""
+    given = os.environ.get("GPULOCKD_BOOT_ID")
+    if given:
+        return given
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"node-{uuid.getnode():012x}"
+
+
+@cache
+def machine() -> str:
+    """What stays the same over reboots of this host: the machine id, else the host name."""
+    try:
+        return Path("/etc/machine-id").read_text().strip() or socket.gethostname()
+    except OSError:
+        return socket.gethostname()
+
+
+def started_ticks(pid: int) -> int:
+    """The kernel's start time of a process in clock ticks since boot; 0 if it is gone or cannot be read."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def program() -> str:
+    """The program's name as a person would call it: its script's name, else "python"."""
+    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
+    return name or "python"
+
+
+def this_process() -> Process:
+    """This process as the ledger knows it. Asked anew after a fork."""
+    pid = os.getpid()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return Process(
+        pid=pid,
+        host=socket.gethostname(),
+        boot_id=boot_id(),
+        user=user,
+        program=program(),
+        started_ticks=started_ticks(pid),
+    )

@@ -1,0 +1,178 @@
+"""What a call wishes, completed by the environment, the pool's published configuration and the defaults.
+
+Every argument that is left out comes from `GPU_LOCK_<KEY>` or `GPULOCKD_<BLOCK>_<KEY>` in the environment, read at
+each request, else from what the pool has published, else from the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from gpulockd.client.waiting import Patience
+from gpulockd.errors import ConfigError, ImpossibleRequest
+from gpulockd.model import GPU_KEY_PREFIX, Job, Wants
+from gpulockd.settings import GpuLockBlock, QueueBlock, SessionBlock, SettleBlock, check_session
+from gpulockd.units import check_key, parse_duration_s, parse_memory_mib
+
+Duration = float | int | str
+Nested = Literal["error", "join", "wait"]
+
+_FALSE = ("0", "false", "no", "off")
+_TRUE = ("1", "true", "yes", "on")
+
+
+def parse_bool(text: str, name: str) -> bool:
+    """:raises ConfigError: if the text says neither yes nor no"""
+    if text.strip().lower() in _TRUE + _FALSE:
+        return text.strip().lower() in _TRUE
+    raise ConfigError(f"{name}: {text!r} is neither true nor false")
+
+
+def _from_environment(prefix: str, block: Any) -> dict[str, Any]:
+    """The fields of a settings block that the environment sets."""
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(block):
+        variable = f"{prefix}_{field.name.upper()}"
+        text = os.environ.get(variable)
+        if text is None:
+            continue
+        if field.type is float:
+            found[field.name] = parse_duration_s(text, variable)
+        elif field.type is bool:
+            found[field.name] = parse_bool(text, variable)
+        else:
+            found[field.name] = text
+    return found
+
+
+def session_block() -> SessionBlock:
+    """This process's session times, which open a pool that nobody has opened.
+
+    :raises ConfigError: if they do not fit together
+    """
+    block = SessionBlock(**_from_environment("GPULOCKD_SESSION", SessionBlock))
+    check_session(block)
+    return block
+
+
+def queue_block() -> QueueBlock:
+    """The queue's times as the environment sets them."""
+    return QueueBlock(**_from_environment("GPULOCKD_QUEUE", QueueBlock))
+
+
+def settle_block() -> SettleBlock:
+    """The settling as the environment sets it."""
+    return SettleBlock(**_from_environment("GPULOCKD_SETTLE", SettleBlock))
+
+
+def gpu_lock_block(published: dict[str, Any]) -> GpuLockBlock:
+    """How to wait: the environment over what the pool has published over the defaults."""
+    said = published.get("gpu_lock")
+    fields = {field.name for field in msgspec.structs.fields(GpuLockBlock)}
+    known = {name: value for name, value in said.items() if name in fields} if isinstance(said, dict) else {}
+    return GpuLockBlock(**known | _from_environment("GPU_LOCK", GpuLockBlock))
+
+
+def wants_of(
+    lock_key: str | None,
+    count: int | None,
+    gpus: Iterable[int | str] | None,
+    memory: str | int | None,
+    exclusive: bool | None,
+) -> Wants:
+    """What a call asks for.
+
+    :raises ImpossibleRequest: if the arguments contradict each other or name nothing
+    """
+    memory_mib = parse_memory_mib(memory) if memory is not None else 0
+    whole = exclusive if exclusive is not None else memory is None
+    if not whole and not memory_mib:
+        raise ImpossibleRequest("exclusive=False shares a card: say how much of it with memory='8GiB'")
+    keys: tuple[str, ...] = ()
+    if lock_key is not None and gpus is not None:
+        raise ImpossibleRequest("give either a lock key or gpus=[...], not both")
+    if lock_key is not None:
+        keys = (check_key(lock_key),)
+    elif gpus is not None:
+        keys = tuple(_gpu_key(gpu) for gpu in ([gpus] if isinstance(gpus, str | int) else gpus))
+        if not keys:
+            raise ImpossibleRequest("gpus=[] names no GPU; leave it out for any GPU")
+    return Wants(
+        count=count if count is not None else max(1, len(keys)), keys=keys, memory_mib=memory_mib, exclusive=whole
+    )
+
+
+def _gpu_key(gpu: int | str) -> str:
+    if isinstance(gpu, int) and not isinstance(gpu, bool) and gpu >= 0:
+        return f"{GPU_KEY_PREFIX}{gpu}"
+    if isinstance(gpu, str) and gpu.isdigit():
+        return f"{GPU_KEY_PREFIX}{int(gpu)}"
+    if isinstance(gpu, str) and gpu.startswith(GPU_KEY_PREFIX):
+        return check_key(gpu)
+    raise ImpossibleRequest(f"gpus: {gpu!r} is not a GPU; use its index, such as 0, or its key, 'gpu_lock:0'")
+
+
+def job_of(
+    task: str,
+    task_id: str | None,
+    warning: Duration | None,
+    soft_timeout: Duration | None,
+    hard_timeout: Duration | None,
+    heartbeat: str,
+) -> Job:
+    """What the holder says of its work.
+
+    :raises ConfigError: unless warning <= soft_timeout <= hard_timeout where given
+    """
+    if heartbeat not in ("automatic", "manual"):
+        raise ConfigError(f"heartbeat={heartbeat!r}: say 'automatic' or 'manual'")
+    limits = {
+        name: parse_duration_s(value, name) if value is not None else None
+        for name, value in (("warning", warning), ("soft_timeout", soft_timeout), ("hard_timeout", hard_timeout))
+    }
+    given = [value for value in limits.values() if value is not None]
+    if given != sorted(given):
+        raise ConfigError("it must hold that warning <= soft_timeout <= hard_timeout")
+    return Job(
+        task=str(task)[:200],
+        task_id=str(task_id or "")[:200],
+        warning_s=limits["warning"],
+        soft_timeout_s=limits["soft_timeout"],
+        hard_timeout_s=limits["hard_timeout"],
+        heartbeat="manual" if heartbeat == "manual" else "automatic",
+    )
+
+
+def check_priority(priority: object) -> int:
+    """:raises ImpossibleRequest: unless it is a whole number from -100 to 100"""
+    if not isinstance(priority, int) or isinstance(priority, bool) or not -100 <= priority <= 100:
+        raise ImpossibleRequest(f"priority={priority!r}: say a whole number from -100 to 100, higher goes first")
+    return priority
+
+
+def patience_of(
+    block: GpuLockBlock,
+    max_wait_time: Duration | None,
+    poll_interval: Duration | None,
+) -> Patience:
+    """How long to wait and how to poll: the call over the configuration.
+
+    :raises ConfigError: if a duration cannot be read
+    """
+    wait_s = block.max_wait_time if max_wait_time is None else parse_duration_s(max_wait_time, "max_wait_time")
+    poll_s = block.poll_interval if poll_interval is None else parse_duration_s(poll_interval, "poll_interval")
+    return Patience(
+        max_wait_s=wait_s,
+        poll_interval_s=max(0.05, poll_s),
+        max_poll_interval_s=block.max_poll_interval,
+        exponential_backoff=block.exponential_backoff,
+    )
+
+
+def renamed(job: Job, task: str) -> Job:
+    """The same job under another name."""
+    return msgspec.structs.replace(job, task=task)

@@ -1,0 +1,54 @@
+"""What can go wrong, one class per decision the caller can take.
+
+Every class carries its data as attributes; the docstring is the default message and names the cure.
+Foreign exceptions become these at two edges only: the store (Redis) and the hardware (NVML).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GpuLockError(Exception):
+    """gpulockd could not do what was asked."""
+
+    def __init__(self, message: str | None = None, **data: Any) -> None:
+        text = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        super().__init__(text)
+        self.message = text
+        for name, value in data.items():
+            setattr(self, name, value)
+
+
+class GpuLockTimeout(GpuLockError, TimeoutError):
+    """No GPU became free within the wait limit: ask later, wait longer (`max_wait_time`) or raise `priority`."""
+
+    waited_s: float = 0.0
+    place: int | None = None
+    queued: int | None = None
+
+
+class LeaseLost(GpuLockError):
+    """The lease ended before its body did: stop using the GPU now and ask again."""
+
+    lease: str = ""
+    token: int = 0
+    reason: str = ""
+
+
+class ImpossibleRequest(GpuLockError, ValueError):
+    """This pool can never grant that: ask for fewer GPUs, less memory or other keys (`gpulockd status` lists them)."""
+
+
+class WouldDeadlock(GpuLockError):
+    """This task already holds a GPU and would wait for itself: ask for all GPUs in one call."""
+
+    held: tuple[str, ...] = ()
+
+
+class StoreUnavailable(GpuLockError, ConnectionError):
+    """Redis cannot be reached: start `gpulockd serve`, or set GPULOCKD_REDIS_URL to a server that answers."""
+
+
+class ConfigError(GpuLockError, ValueError):
+    """The configuration cannot be used: correct the value that the message names."""

@@ -1,0 +1,166 @@
+"""What happened: past-tense, frozen facts, written by the script that made them so.
+
+On the wire one JSON object with the tag `type` in snake_case. Readers survive tags they do not know.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+
+def _tag(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=_tag):
+    """A fact of a pool: `seq` grows by one an event, `at_ms` is the server's wall clock (ms), waits and holds in ms."""
+
+    seq: int
+    at_ms: int
+    pool: str
+    gpus: tuple[str, ...] = ()
+    lease: str | None = None
+    token: int | None = None
+    task: str | None = None
+    task_id: str | None = None
+    reason: str | None = None
+    session: str | None = None
+    waited_ms: int | None = None
+    held_ms: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The tag: "lock_acquired"."""
+        return _tag(type(self).__name__)
+
+
+class SessionOpened(Event, frozen=True, kw_only=True):
+    """Signals that a process has begun to be alive in the pool."""
+
+
+class SessionLost(Event, frozen=True, kw_only=True):
+    """Signals that a process has gone without a word: killed, cut off, or stopped for too long."""
+
+
+class LockRequested(Event, frozen=True, kw_only=True):
+    """Signals that a ticket has taken a place in the queue. A request granted at once is only `LockAcquired`."""
+
+
+class LockAcquired(Event, frozen=True, kw_only=True):
+    """Signals that a lease has begun, and how long its ticket waited."""
+
+
+class LockReleased(Event, frozen=True, kw_only=True):
+    """Signals that a holder has given its lease back."""
+
+
+class LockExpired(Event, frozen=True, kw_only=True):
+    """Signals that a lease has ended by itself: its holder died, or let its lock timeout pass."""
+
+
+class LockRevoked(Event, frozen=True, kw_only=True):
+    """Signals that a lease was taken from its holder."""
+
+
+class WaitAbandoned(Event, frozen=True, kw_only=True):
+    """Signals that a waiter has left the queue."""
+
+
+class WaitTimedOut(Event, frozen=True, kw_only=True):
+    """Signals that a waiter has left the queue because its wait limit was over."""
+
+
+class StopRequested(Event, frozen=True, kw_only=True):
+    """Signals that a holder was asked to stop."""
+
+
+class TimeoutWarned(Event, frozen=True, kw_only=True):
+    """Signals that a lease has reached its warning age."""
+
+
+class HeartbeatMissed(Event, frozen=True, kw_only=True):
+    """Signals that a task has been silent for too long."""
+
+
+class GpuSettling(Event, frozen=True, kw_only=True):
+    """Signals that a gpu is not offered until what its last holder left is gone."""
+
+
+class GpuSettled(Event, frozen=True, kw_only=True):
+    """Signals that a gpu is offered again."""
+
+
+class GpuQuarantined(Event, frozen=True, kw_only=True):
+    """Signals that something stays on a gpu and it is not offered."""
+
+
+class GpuLost(Event, frozen=True, kw_only=True):
+    """Signals that a card has failed."""
+
+
+class ForeignProcessSeen(Event, frozen=True, kw_only=True):
+    """Signals that a process without a lease is on a card."""
+
+
+class ConfigChanged(Event, frozen=True, kw_only=True):
+    """Signals that a new revision of the configuration is in force."""
+
+
+class ConfigRolledBack(Event, frozen=True, kw_only=True):
+    """Signals that an earlier revision of the configuration is in force again."""
+
+
+class AlertRaised(Event, frozen=True, kw_only=True):
+    """Signals that something needs a person."""
+
+
+class AlertResolved(Event, frozen=True, kw_only=True):
+    """Signals that an alert is over."""
+
+
+class DaemonStarted(Event, frozen=True, kw_only=True):
+    """Signals that a daemon serves the pool."""
+
+
+class DaemonStopped(Event, frozen=True, kw_only=True):
+    """Signals that the daemon has stopped."""
+
+
+AnyEvent = (
+    SessionOpened
+    | SessionLost
+    | LockRequested
+    | LockAcquired
+    | LockReleased
+    | LockExpired
+    | LockRevoked
+    | WaitAbandoned
+    | WaitTimedOut
+    | StopRequested
+    | TimeoutWarned
+    | HeartbeatMissed
+    | GpuSettling
+    | GpuSettled
+    | GpuQuarantined
+    | GpuLost
+    | ForeignProcessSeen
+    | ConfigChanged
+    | ConfigRolledBack
+    | AlertRaised
+    | AlertResolved
+    | DaemonStarted
+    | DaemonStopped
+)
+
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def decode(json: bytes) -> Event | None:
+    """Read one event; None for a tag or a form that this version does not know."""
+    try:
+        event: Event = _decoder.decode(json)
+    except msgspec.MsgspecError:
+        return None
+    return event

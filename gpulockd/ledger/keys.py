@@ -1,0 +1,58 @@
+"""Every key and channel of gpulockd, and what stands in it.
+
+All of a pool lives in one hash slot, `gpulockd:{<pool>}:<name>`, so every change is one atomic script:
+
+| name | type | what |
+|---|---|---|
+| `meta` | hash | clock, epoch, token, stamp, terms, offer: the pool's books |
+| `sessions` | zset | session id -> its end on the ledger clock (ms) |
+| `queue` | zset | ticket id -> score, all that wait: for places and printing |
+| `offered` | zset | gpu key -> index |
+| `due` | zset | `lease:<id>`, `settle:<gpu>`, `place:<gpu>` -> when it is due (ms); every lease has an entry |
+| `held_back` | zset | ticket id -> score of those that have chosen their gpus |
+| `events` | stream | what happened, one JSON field `e`; also published on the channel of the same name |
+| `counters` | hash | how often each event happened |
+| `offer` | hash | who offers the pool: host, machine, and the defaults published for clients |
+| `gpu:<key>` | hash | what a gpu is and what sits on it |
+| `ticket:<id>` | hash | a ticket, later the lease of the same id |
+| `members:<lease>` | set | tickets of other processes that joined a lease |
+| `session:<id>` | hash | the process of a session; the channel of that name is its doorbell |
+| `session_tickets:<id>` | set | what a session has |
+| `queue:<wants>` | zset | present tickets of equal wants |
+| `heads:<gpu>`, `heads:any` | zset | wants -> score of the head of its queue |
+| `done:<id>` | string, TTL | tombstone of a ticket or session: how it ended |
+
+`gpulockd:{fleet}:pools` (set) lists the pools, `gpulockd:{fleet}:hosts` (hash) the pool of each boot id.
+"""
+
+from __future__ import annotations
+
+from gpulockd.errors import ConfigError
+
+FIXED = ("meta", "sessions", "queue", "offered", "due", "held_back", "events", "counters", "offer")
+"""The names given to every script as KEYS, in this order; the rest are made inside, in the same slot."""
+
+PERMANENT = ("meta", "offered", "events", "counters", "offer")
+"""What is left of a pool when all is quiet, besides `gpu:<key>` of offered gpus and keys with a TTL."""
+
+FLEET_POOLS = "gpulockd:{fleet}:pools"
+FLEET_HOSTS = "gpulockd:{fleet}:hosts"
+
+
+class PoolKeys:
+    """The keys of one pool."""
+
+    __slots__ = ("base", "events_channel", "fixed", "pool")
+
+    def __init__(self, pool: str) -> None:
+        """:raises ConfigError: if `pool` cannot be the name of a pool"""
+        if not 1 <= len(pool) <= 64 or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in pool):
+            raise ConfigError(f"pool {pool!r}: use 1 to 64 letters, digits or '_.-'")
+        self.pool = pool
+        self.base = f"gpulockd:{{{pool}}}:"
+        self.fixed = tuple(self.base + name for name in FIXED)
+        self.events_channel = self.base + "events"
+
+    def session_channel(self, session: str) -> str:
+        """The doorbell of a session."""
+        return f"{self.base}session:{session}"

@@ -1,0 +1,66 @@
+-- What is due: sessions that went silent, claims nobody confirmed, leases past their own end, gpus that did not settle.
+-- Every verb does it first, at most 32 of each kind; the daemon's timer only makes it prompt.
+
+due = room(function(due)
+  local LIMIT = 32
+
+  -- A claim that its winner did not confirm in time: the gpus go on, the ticket keeps its score but is away.
+  local function lapse(t)
+    local ticket = names.base .. 'ticket:' .. t.id
+    redis.call('ZREM', names.due, 'lease:' .. t.id)
+    redis.call('HSET', ticket, 'state', 'away', 'token', 0, 'gpus', '', 'granted_ms', '')
+    redis.call('ZADD', names.queue, t.score, t.id)
+    redis.call('HINCRBY', names.counters, 'claim_lapsed', 1)
+    gpus.vacate(gpus.wants(t.wants), gpus.split(t.gpus), t.id, false)
+  end
+
+  -- Ends a session with up to `LIMIT` of its tickets. Returns whether nothing is left of it.
+  function due.end_session(session, reason)
+    local tickets_key = names.base .. 'session_tickets:' .. session
+    local ids = redis.call('SMEMBERS', tickets_key)
+    for i = 1, math.min(#ids, LIMIT) do
+      local t = tickets.get(ids[i])
+      if t then ends.ticket(t, reason) else redis.call('SREM', tickets_key, ids[i]) end
+    end
+    if #ids > LIMIT then return false end
+    redis.call('ZREM', names.sessions, session)
+    redis.call('DEL', names.base .. 'session:' .. session, tickets_key)
+    ends.bury(session, nil, reason)
+    if reason == 'died' then books.emit('session_lost', {reason = reason, session = session}) end
+    return true
+  end
+
+  local function settle(key)
+    local g = gpus.get(key)
+    redis.call('ZREM', names.due, 'settle:' .. key)
+    if g.state ~= 'settling' then return end
+    local guarded = meta.guarded == '1' and redis.call('ZSCORE', names.sessions, meta.offer_session)
+    g.state = guarded and 'quarantined' or 'ready'
+    gpus.write(g)
+    books.emit(guarded and 'gpu_quarantined' or 'gpu_settled', {gpus = {key}, reason = 'unsettled'})
+    if not guarded then books.freed[key] = true end
+  end
+
+  function due.end_sessions(list)
+    for _, session in ipairs(list) do
+      if not due.end_session(session, 'died') then return end
+    end
+  end
+
+  function due.settle_entries(list)
+    for _, entry in ipairs(list) do
+      local kind, name = string.match(entry, '^(%a+):(.+)$')
+      if kind == 'settle' then
+        settle(name)
+      elseif kind == 'place' then
+        redis.call('ZREM', names.due, entry)
+        books.freed[name] = true
+      else
+        local t = tickets.get(name)
+        if not t then redis.call('ZREM', names.due, entry)
+        elseif t.state == 'claim' then lapse(t)
+        else ends.ticket(t, 'expired') end
+      end
+    end
+  end
+end)

@@ -1,0 +1,64 @@
+-- Epochs. A server that is not the one in the books may have lost the last writes, so somebody unknown may still
+-- believe a lease: the pool is frozen until nobody can. It opens at once where nothing was ever believed.
+
+epochs = room(function(epochs)
+  local TERMS = {'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms', 'hold_back_ms',
+    'settle_ms', 'settle_policy'}
+
+  function epochs.adopt(terms)
+    for _, name in ipairs(TERMS) do
+      if terms[name] ~= nil then books.note(name, terms[name]) end
+    end
+  end
+
+  function epochs.freeze(length_ms, why)
+    books.note('frozen_until', books.now + length_ms)
+    books.note('frozen_why', why)
+    books.note('opened', 'frozen')
+  end
+
+  function epochs.unfreeze(how)
+    books.note('frozen_until', 0)
+    books.note('frozen_why', '')
+    if how then books.note('opened', how) end
+  end
+
+  -- May anybody unknown still believe a lease of this pool? No, if server and pool were never used before.
+  local function never_used(known_pool)
+    if known_pool ~= '0' then return false end
+    local replication = server.info('replication')
+    if not string.find(replication, 'role:master', 1, true) then return false end
+    if not string.find(replication, 'second_repl_offset:-1', 1, true) then return false end
+    local commands = server.info('commandstats')
+    for _, command in ipairs({'flushall', 'flushdb', 'swapdb'}) do
+      if string.find(commands, 'cmdstat_' .. command .. ':', 1, true) then return false end
+    end
+    return true
+  end
+
+  function epochs.open(run_id, info, terms, known_pool)
+    local missing = not meta.run_id
+    if missing then
+      epochs.adopt(terms)
+      for _, name in ipairs({'token', 'seq', 'stamp'}) do meta[name] = 0 end
+      for _, name in ipairs({'offered', 'guarded'}) do books.note(name, '0') end
+    end
+    books.note('run_id', run_id)
+    books.note('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
+    books.note('token', math.max(tonumber(meta.token), books.wall_ms))
+    books.note('seq', math.max(tonumber(meta.seq), books.wall_ms))
+    books.note('stamp', tonumber(meta.stamp))
+    books.note('cluster', string.find(info, 'redis_mode:cluster', 1, true) and '1' or '0')
+    if not missing then return epochs.freeze(tonumber(meta.ttl_ms), 'store_changed') end
+    if not never_used(known_pool) then return epochs.freeze(meta.ttl_ms, 'data_lost') end
+    local young_ms = meta.ttl_ms - 1000 * tonumber(string.match(info, 'uptime_in_seconds:(%d+)'))
+    epochs.unfreeze()
+    if young_ms > 0 then epochs.freeze(young_ms, 'new_store') end
+    books.note('opened', 'never_used')
+  end
+
+  function epochs.thaw()
+    epochs.unfreeze()
+    placing.free_all()
+  end
+end)

@@ -1,0 +1,69 @@
+-- Members: tickets of other processes of the same run that joined a lease. A lease ends when its holder and all members
+-- have ended; a loss ends it for all.
+
+members = room(function(members)
+  -- Does the lease to be joined give what is asked for? A whole card may be shared further, a budget may not grow.
+  local function covers(lease, w)
+    local has, held, fitting = gpus.wants(lease.wants), {}, 0
+    if not has.exclusive and w.exclusive then return false end
+    for _, key in ipairs(gpus.split(lease.gpus)) do
+      held[key] = true
+      if has.exclusive and gpus.suits(w, gpus.get(key)) or (not has.exclusive and w.mib <= has.mib) then
+        fitting = fitting + 1
+      end
+    end
+    for _, key in ipairs(w.keys or {}) do
+      if not held[key] then return false end
+    end
+    return fitting >= w.count
+  end
+
+  local function same_boot(session, other)
+    local mine = redis.call('HGET', names.base .. 'session:' .. session, 'boot_id')
+    return mine and mine == redis.call('HGET', names.base .. 'session:' .. other, 'boot_id')
+  end
+
+  -- Lets ticket `t` into the lease `id` with `token`. Returns the lease and 'joined', 'more' (it asks for more than the
+  -- lease has), or nil if there is no such lease any more.
+  function members.join(t, id, token)
+    local lease = tickets.get(id)
+    if not lease or lease.state ~= 'held' or text(lease.token) ~= token then return nil end
+    if not same_boot(t.session, lease.session) then return nil end
+    if not covers(lease, gpus.wants(t.wants)) then return lease, 'more' end
+    t.state, t.of, t.token, t.gpus, t.stamp = 'member', id, lease.token, lease.gpus, books.now
+    tickets.write(t)
+    redis.call('SADD', names.base .. 'members:' .. id, t.id)
+    redis.call('HSET', names.base .. 'ticket:' .. id, 'members', '1')
+    return lease, 'joined'
+  end
+
+  -- The holder of a lease has ended: if members are left the lease goes on.
+  function members.outlive(t, reason)
+    if redis.call('SCARD', names.base .. 'members:' .. t.id) == 0 then return false end
+    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'left', reason)
+    ends.bury(t.id, t.session, reason)
+    return true
+  end
+
+  function members.leave(t, reason)
+    redis.call('DEL', names.base .. 'ticket:' .. t.id)
+    redis.call('SREM', names.base .. 'members:' .. t.of, t.id)
+    ends.bury(t.id, t.session, reason)
+    local lease = tickets.get(t.of)
+    if not lease or not lease.left then return end
+    if ends.lost_by(reason) then redis.call('HSET', names.base .. 'ticket:' .. t.of, 'left', 'died') end
+    if redis.call('SCARD', names.base .. 'members:' .. t.of) == 0 then
+      ends.lease(lease, ends.lost_by(reason) and 'died' or lease.left)
+    end
+  end
+
+  function members.end_all(id, reason)
+    for _, member in ipairs(redis.call('SMEMBERS', names.base .. 'members:' .. id)) do
+      local session = redis.call('HGET', names.base .. 'ticket:' .. member, 'session')
+      redis.call('DEL', names.base .. 'ticket:' .. member)
+      ends.bury(member, session, reason)
+      if session and ends.lost_by(reason) then books.ring(session, 'lost ' .. member .. ' ' .. reason) end
+    end
+    redis.call('DEL', names.base .. 'members:' .. id)
+  end
+end)

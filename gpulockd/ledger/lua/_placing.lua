@@ -1,0 +1,106 @@
+-- Placement and hand-off: whatever makes room on a gpu ends in `placing.place`, in the same script.
+
+placing = room(function(placing)
+  local LIMIT = 256   -- tickets tried per script; the rest is due at once
+
+  -- The gpus for a ticket now, after every head that has waited too long has chosen among them; or nil.
+  function placing.find(w, score, id)
+    local function allowed(key) return holding_back.allows(key, score, id) end
+    while true do
+      local keys = gpus.pick(w, allowed)
+      if not keys then return nil end
+      local held = false
+      for _, key in ipairs(keys) do held = holding_back.before(key, score, id) or held end
+      if not held then return keys end
+    end
+  end
+
+  -- Hands `keys` to a waiting ticket and rings its process. Nobody listens: the ticket is away.
+  -- The token is written first, then the gpus, then the lease: a cut in between leaves a gpu taken by nobody.
+  local function hand_off(id, w, keys)
+    local ticket = names.base .. 'ticket:' .. id
+    local token = books.next_token()
+    if books.ring(redis.call('HGET', ticket, 'session'), 'claim ' .. id .. ' ' .. text(token)) == 0 then
+      return queue.send_away(id, w)
+    end
+    queue.leave(id, w)
+    gpus.occupy(w, keys, id)
+    redis.call('HSET', ticket, 'state', 'claim', 'token', token, 'gpus', table.concat(keys, ','), 'granted_ms', books.now)
+    redis.call('ZADD', names.due, books.now + meta.claim_window_ms, 'lease:' .. id)
+  end
+
+  local function gather(keys)
+    local line, seen, any = {}, {}, false
+    local function add(source)
+      local rows = redis.call('ZRANGE', source, 0, -1, 'WITHSCORES')
+      for i = 1, #rows, 2 do
+        if not seen[rows[i]] then
+          seen[rows[i]] = true
+          line[#line + 1] = {words = rows[i], score = tonumber(rows[i + 1])}
+        end
+      end
+    end
+    for key in pairs(keys) do
+      add(names.base .. 'heads:' .. key)
+      any = any or gpus.get(key).offered
+    end
+    if any then add(names.base .. 'heads:any') end
+    return line
+  end
+
+  local function earliest(line)
+    local best
+    for i, row in ipairs(line) do
+      if not best or queue.before(row.score, row.words, line[best].score, line[best].words) then best = i end
+    end
+    return best
+  end
+
+  local function still_room(keys)
+    for key in pairs(keys) do
+      if gpus.get(key).exclusive == '' then return true end
+    end
+    return false
+  end
+
+  -- Grants what can begin on `keys`, lowest score first. Returns how many tickets were tried.
+  local function fill(keys, tries)
+    local line = gather(keys)
+    while #line > 0 and still_room(keys) and tries < LIMIT do
+      local i = earliest(line)
+      local w = gpus.wants(line[i].words)
+      local id, score = queue.head(w.text)
+      local found = id and placing.find(w, score, id)
+      local following
+      if found then
+        hand_off(id, w, found)
+        id, following = queue.head(w.text)
+        tries = tries + 1
+      end
+      if following then line[i].score = following else table.remove(line, i) end
+    end
+    return tries
+  end
+
+  -- Grants whatever can begin on the freed gpus. While the pool is frozen nothing begins.
+  function placing.place()
+    local tries = 0
+    while next(books.freed) and not books.frozen() do
+      local keys = books.freed
+      books.freed = {}
+      if redis.call('ZCARD', names.queue) == 0 then return end
+      if tries < LIMIT then tries = fill(keys, tries) end
+      if tries >= LIMIT then
+        for key in pairs(keys) do redis.call('ZADD', names.due, books.now, 'place:' .. key) end
+      end
+    end
+  end
+
+  function placing.free_all()
+    for _, key in ipairs(gpus.offered()) do books.freed[key] = true end
+    for _, id in ipairs(redis.call('ZRANGE', names.queue, 0, -1)) do
+      local words = redis.call('HGET', names.base .. 'ticket:' .. id, 'wants')
+      for _, key in ipairs(words and gpus.wants(words).keys or {}) do books.freed[key] = true end
+    end
+  end
+end)

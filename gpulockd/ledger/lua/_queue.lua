@@ -1,0 +1,54 @@
+-- The queue of a pool. `queue` holds all tickets for places and printing; `queue:<wants>` the present ones of equal
+-- wants; `heads:<gpu>` and `heads:any` the score of each of those queues' heads. As equal wants never overtake, only
+-- heads are ever tried, so a hand-off costs the same at any length of the queue.
+--
+-- Score = arrival stamp - priority * priority_step: a ticket ages by standing still. Lower goes first.
+
+queue = room(function(queue)
+  function queue.heads_of(w)
+    if not w.keys then return {names.base .. 'heads:any'} end
+    local keys = {}
+    for i, key in ipairs(w.keys) do keys[i] = names.base .. 'heads:' .. key end
+    return keys
+  end
+
+  function queue.head(words)
+    local first = redis.call('ZRANGE', names.base .. 'queue:' .. words, 0, 0, 'WITHSCORES')
+    return first[1], tonumber(first[2])
+  end
+
+  local function refresh_head(w)
+    local id, score = queue.head(w.text)
+    for _, key in ipairs(queue.heads_of(w)) do
+      if id then redis.call('ZADD', key, score, w.text) else redis.call('ZREM', key, w.text) end
+    end
+  end
+
+  -- A ticket before another: lower score, then lower id.
+  function queue.before(score, id, other_score, other_id)
+    return score < other_score or (score == other_score and id < other_id)
+  end
+
+  function queue.enter(id, w, score)
+    redis.call('ZADD', names.queue, score, id)
+    redis.call('ZADD', names.base .. 'queue:' .. w.text, score, id)
+    refresh_head(w)
+  end
+
+  -- Takes a ticket out of the queue; what it had chosen is free for others.
+  function queue.leave(id, w)
+    holding_back.drop(id)
+    redis.call('ZREM', names.queue, id)
+    redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
+    refresh_head(w)
+  end
+
+  -- A ticket whose process did not answer keeps its score and its place, but holds nothing back and is no head.
+  -- Only a request by its own waiting loop brings it back.
+  function queue.send_away(id, w)
+    holding_back.drop(id)
+    redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
+    refresh_head(w)
+    redis.call('HSET', names.base .. 'ticket:' .. id, 'state', 'away')
+  end
+end)

@@ -1,0 +1,52 @@
+-- Tickets. One hash `ticket:<id>` from the request to the end; once granted it is the lease of the same id.
+
+tickets = room(function(tickets)
+  -- The ticket with its numbers as numbers, or nil.
+  function tickets.get(id)
+    local fields = redis.call('HGETALL', names.base .. 'ticket:' .. id)
+    if #fields == 0 then return nil end
+    local t = {id = id, token = 0, gpus = ''}
+    for i = 1, #fields, 2 do t[fields[i]] = fields[i + 1] end
+    for _, name in ipairs({'token', 'granted_ms', 'stamp', 'score', 'lock_timeout_ms'}) do t[name] = tonumber(t[name]) end
+    return t
+  end
+
+  function tickets.write(t)
+    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'state', t.state, 'session', t.session, 'wants', t.wants,
+      'stamp', t.stamp, 'score', t.score, 'priority', t.priority, 'job', t.job, 'task', t.task, 'task_id', t.task_id,
+      'lock_timeout_ms', t.lock_timeout_ms, 'token', t.token, 'gpus', t.gpus, 'granted_ms', t.granted_ms or '',
+      'of', t.of or '')
+    redis.call('SADD', names.base .. 'session_tickets:' .. t.session, t.id)
+  end
+
+  -- Makes a ticket the holder of `keys`, in the order token, gpus, lease: a cut in between leaves a gpu taken by
+  -- nobody, never by two.
+  function tickets.hold(t, keys)
+    local w = gpus.wants(t.wants)
+    t.token = books.next_token()
+    gpus.occupy(w, keys, t.id)
+    t.state, t.gpus, t.granted_ms = 'held', table.concat(keys, ','), books.now
+    tickets.write(t)
+    redis.call('ZADD', names.due, books.now + t.lock_timeout_ms, 'lease:' .. t.id)
+    books.emit('lock_acquired', tickets.told(t))
+  end
+
+  -- A claim whose winner has spoken.
+  function tickets.confirm(t)
+    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'state', 'held')
+    redis.call('ZADD', names.due, books.now + t.lock_timeout_ms, 'lease:' .. t.id)
+    books.emit('lock_acquired', tickets.told(t))
+  end
+
+  -- What an event tells of a ticket.
+  function tickets.told(t, reason)
+    local event = {lease = t.id, task = t.task, task_id = t.task_id, reason = reason}
+    if t.task_id == '' then event.task_id = nil end
+    event.waited_ms = (t.granted_ms or books.now) - t.stamp
+    if t.token > 0 then event.token = t.token end
+    if t.token > 0 and t.task_id == '' then event.task_id = t.task .. '#' .. text(t.token) end
+    if t.gpus ~= '' then event.gpus = gpus.split(t.gpus) end
+    if t.granted_ms and reason then event.held_ms = books.now - t.granted_ms end
+    return event
+  end
+end)

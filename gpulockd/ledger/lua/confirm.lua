@@ -1,0 +1,19 @@
+-- confirm: the winner of a doorbell, or a holder in doubt, asks whether the lease stands; the body starts on 'held'.
+-- Only the winner's own loop sends this, never a keepalive.
+--
+-- KEYS     the pool's fixed keys
+-- ARGV[1]  session    ARGV[2] lease id    ARGV[3] token
+-- returns  {'held', ..., token, waited (ms), gpus} | {'lapsed'} (ask again by request) | {'gone', ..., reason}
+--          | {'frozen', ..., remaining (ms), why} | {'no_session'} | {'unopened'}
+local refusal = begin(ARGV[1])
+if refusal then return refuse(refusal) end
+local id = ARGV[2]
+local t = tickets.get(id)
+if not t then return books.answer('gone', redis.call('GET', names.base .. 'done:' .. id) or 'unknown') end
+local gone_on = t.state ~= 'claim' and t.state ~= 'held' and t.state ~= 'member'
+if gone_on or t.session ~= ARGV[1] or text(t.token) ~= ARGV[3] then return books.answer('lapsed') end
+if t.state == 'claim' and books.frozen() then
+  return books.answer('frozen', text(books.frozen_ms()), meta.frozen_why or '')
+end
+if t.state == 'claim' then tickets.confirm(t) end
+return books.answer('held', text(t.token), text((t.granted_ms or t.stamp) - t.stamp), gpus.describe(gpus.split(t.gpus)))

@@ -1,0 +1,32 @@
+-- keepalive: extends a session, renews the own end of its leases, and says what the session has, so that a lost
+-- doorbell, a lost `lost` and a half-open subscription repair themselves. It confirms nothing and brings nothing back.
+--
+-- KEYS     the pool's fixed keys
+-- ARGV[1]  session    ARGV[2] number of this echo    ARGV[3...] lease id, token: leases the process believes to hold
+-- returns  {'alive', ..., listeners, {id, token, state, ...}, {id, reason, ...} of those it no longer holds}
+--          | {'no_session'} | {'unopened'}
+local session = ARGV[1]
+local refusal = begin(session)
+if refusal then return refuse(refusal) end
+
+local has, words = {}, {}
+for _, id in ipairs(redis.call('SMEMBERS', names.base .. 'session_tickets:' .. session)) do
+  local v = redis.call('HMGET', names.base .. 'ticket:' .. id, 'state', 'token')
+  if v[1] and v[1] ~= 'waiting' then
+    has[#has + 1], has[#has + 2], has[#has + 3] = id, v[2] or '0', v[1]
+    words[#words + 1] = id .. ':' .. (v[2] or '0') .. ':' .. v[1]
+  end
+end
+
+local lost = {}
+for i = 3, #ARGV, 2 do
+  local t = tickets.get(ARGV[i])
+  local stands = t and t.session == session and text(t.token) == ARGV[i + 1]
+  if stands and t.state == 'held' then
+    redis.call('ZADD', names.due, 'GT', books.now + t.lock_timeout_ms, 'lease:' .. t.id)
+  elseif not (stands and t.state == 'member') and not books.frozen() then
+    lost[#lost + 1], lost[#lost + 2] = ARGV[i], redis.call('GET', names.base .. 'done:' .. ARGV[i]) or 'overruled'
+  end
+end
+local listeners = books.ring(session, 'echo ' .. ARGV[2] .. ' ' .. table.concat(words, ' '))
+return books.answer('alive', text(listeners), has, lost)

@@ -1,0 +1,63 @@
+-- offer: a daemon puts the gpus of its host at the pool's disposal. An offer stands until another replaces it, ends
+-- no lease, and adopts a slot that was used before it. The daemon that owns the store may vouch that nothing was lost.
+--
+-- KEYS     the pool's fixed keys
+-- ARGV[1]  session of the daemon    ARGV[2] boot id    ARGV[3] host    ARGV[4] machine    ARGV[5] terms (JSON)
+-- ARGV[6]  defaults for clients (JSON, opaque)    ARGV[7] gpus: [{key, index, uuid, name, memory_mib}] (JSON)
+-- ARGV[8]  run id under which the store is complete, '' if it may have lost something
+-- ARGV[9]  is the pool in the fleet's list: '1' | '0' | '?'
+-- returns  {'offered', ..., how its epoch opened, frozen (ms)} | {'fleet?'} | {'offered_elsewhere', ..., host, boot id}
+--          | {'no_session'}
+local session, boot_id, host, machine, complete, known_pool = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8], ARGV[9]
+local terms = cjson.decode(ARGV[5])
+if known_pool == '?' and not redis.call('HGET', names.meta, 'run_id') then return {'fleet?'} end
+local refusal = begin('', terms, known_pool)
+if refusal then return refuse(refusal) end
+if not redis.call('ZSCORE', names.sessions, session) then return books.answer('no_session') end
+
+local before_boot = meta.offered == '1' and meta.boot_id
+local same_machine = redis.call('HGET', names.offer, 'machine') == machine
+if before_boot and before_boot ~= boot_id and not same_machine and redis.call('ZSCORE', names.sessions, meta.offer_session) then
+  return books.answer('offered_elsewhere', redis.call('HGET', names.offer, 'host') or '', before_boot)
+end
+if complete ~= '' and complete == meta.run_id and books.frozen() then epochs.unfreeze('nothing_lost') end
+-- What ran under an earlier boot of this host is dead.
+if same_machine and before_boot and before_boot ~= boot_id then
+  for _, id in ipairs(redis.call('ZRANGE', names.sessions, 0, -1)) do
+    if redis.call('HGET', names.base .. 'session:' .. id, 'boot_id') == before_boot then due.end_session(id, 'died') end
+  end
+end
+
+local stays = {}
+for _, g in ipairs(cjson.decode(ARGV[7])) do
+  local key = names.base .. 'gpu:' .. g.key
+  stays[g.key] = true
+  redis.call('HSET', key, 'index', g.index, 'uuid', g.uuid, 'name', g.name, 'memory_mib', g.memory_mib, 'offered', '1')
+  redis.call('HSETNX', key, 'state', 'ready')
+  redis.call('ZADD', names.offered, g.index, g.key)
+end
+for _, key in ipairs(redis.call('ZRANGE', names.offered, 0, -1)) do
+  if not stays[key] then
+    redis.call('ZREM', names.offered, key)
+    redis.call('HDEL', names.base .. 'gpu:' .. key, 'index', 'uuid', 'name', 'memory_mib', 'offered')
+    gpus.forget()
+    gpus.write(gpus.get(key))
+  end
+end
+gpus.forget()
+for _, key in ipairs(gpus.offered()) do
+  local g = gpus.get(key)
+  -- A cut script can leave a gpu taken by a lease that is not there.
+  if g.exclusive ~= '' and redis.call('EXISTS', names.base .. 'ticket:' .. g.exclusive) == 0 then
+    g.exclusive = ''
+    gpus.write(g)
+  end
+end
+epochs.adopt(terms)
+books.note('offered', '1')
+books.note('offer_session', session)
+books.note('boot_id', boot_id)
+redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'defaults', ARGV[6])
+placing.free_all()
+placing.place()
+return books.answer('offered', meta.opened or '', text(books.frozen_ms()))

@@ -1,0 +1,30 @@
+-- open: a process begins to be alive in a pool, and says what it has from before. It is repeatable; a session that
+-- has ended is never reopened. While a pool is frozen, tickets and leases are asserted again by id.
+--
+-- KEYS     the pool's fixed keys
+-- ARGV[1]  session    ARGV[2] process (JSON, opaque)    ARGV[3] boot id    ARGV[4] the caller's terms (JSON)
+-- ARGV[5]  is the pool in the fleet's list: '1' | '0' | '?' (not looked yet)
+-- ARGV[6]  what the session has: {tickets = {{id, wants, priority, stamp, job, task, task_id, lock_timeout_ms}, ...},
+--          leases = {{... , token, gpus, age_ms}, ...}} (JSON; times in ms)
+-- returns  {'opened', ..., the pool's defaults (JSON), how its epoch opened, {lease ids not accepted}}
+--          | {'fleet?'} | {'gone', ..., reason} | {'elsewhere', ..., host, boot id}
+local session, boot_id, known_pool, has = ARGV[1], ARGV[3], ARGV[5], cjson.decode(ARGV[6])
+local brings = #has.tickets + #has.leases > 0
+
+if known_pool == '?' and not redis.call('HGET', names.meta, 'run_id') then return {'fleet?'} end
+local refusal = begin('', cjson.decode(ARGV[4]), brings and '1' or known_pool)
+if refusal then return refuse(refusal) end
+local ended = redis.call('GET', names.base .. 'done:' .. session)
+if ended then return books.answer('gone', ended) end
+if meta.offered == '1' and meta.boot_id ~= boot_id and redis.call('ZSCORE', names.sessions, meta.offer_session) then
+  return books.answer('elsewhere', redis.call('HGET', names.offer, 'host') or '', meta.boot_id)
+end
+
+local ends_ms = tonumber(redis.call('ZSCORE', names.sessions, session))
+redis.call('ZADD', names.sessions, math.max(ends_ms or 0, books.now + meta.ttl_ms), session)
+redis.call('HSET', names.base .. 'session:' .. session, 'process', ARGV[2], 'boot_id', boot_id)
+if not ends_ms then books.emit('session_opened', {session = session}) end
+
+local refused = brought.assert(session, has)
+placing.place()
+return books.answer('opened', redis.call('HGET', names.offer, 'defaults') or '{}', meta.opened or '', refused)

@@ -1,0 +1,21 @@
+-- report: the daemon says how a gpu is; what makes it ready hands it on in the same script.
+--
+-- KEYS     the pool's fixed keys
+-- ARGV[1]  session of the daemon    ARGV[2] gpu key    ARGV[3] ready | settled | quarantined | drained | lost
+-- ARGV[4]  reason
+-- returns  {'noted', ..., state before} | {'unknown_gpu'} | {'no_session'} | {'unopened'}
+local key, state, reason = ARGV[2], ARGV[3], ARGV[4]
+local EVENTS_OF = {settled = 'gpu_settled', quarantined = 'gpu_quarantined', lost = 'gpu_lost'}
+local refusal = begin(ARGV[1])
+if refusal then return refuse(refusal) end
+local g = gpus.get(key)
+if not g.offered then return books.answer('unknown_gpu') end
+local was = g.state
+g.state = state == 'settled' and 'ready' or state
+if was == g.state then return books.answer('noted', was) end
+redis.call('ZREM', names.due, 'settle:' .. key)
+gpus.write(g)
+if EVENTS_OF[state] then books.emit(EVENTS_OF[state], {gpus = {key}, reason = reason}) end
+if g.state == 'ready' then books.freed[key] = true end
+placing.place()
+return books.answer('noted', was)

@@ -1,0 +1,81 @@
+-- request: take a place in the queue, or the gpus at once when they are free and nobody earlier wants them.
+-- One id serves every retry of the request; a granted id answers with the same token, an ended one 'gone'.
+-- Sent by the waiting loop itself, so it also brings back a ticket that was away and confirms a claim.
+--
+-- KEYS     the pool's fixed keys (gpulockd/ledger/keys.py)
+-- ARGV[1]  session    ARGV[2] ticket id    ARGV[3] wants (text)    ARGV[4] priority (-100 ... 100)
+-- ARGV[5]  '1' to wait, '0' to answer 'busy' instead    ARGV[6] job (JSON, opaque)    ARGV[7] task    ARGV[8] task id
+-- ARGV[9]  lock timeout (ms)    ARGV[10] ledger clock of the session's last answer (ms), '' if none
+-- ARGV[11] lease to join, ''    ARGV[12] its token, ''
+-- returns  {'granted', ..., token, waited (ms), gpus} | {'joined', ..., token, lease, gpus}
+--          | {'waiting', ..., place, queued, frozen (ms), why} | {'busy'} | {'gone', ..., reason} | {'late'}
+--          | {'impossible', ..., kind, detail} | {'would_deadlock', ..., lease} | {'no_session'} | {'unopened'}
+local session, id, words, waits = ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1'
+local LATE_MS = 300000
+
+local function granted(t)
+  return books.answer('granted', text(t.token), text(t.granted_ms - t.stamp), gpus.describe(gpus.split(t.gpus)))
+end
+
+local function joined(t)
+  return books.answer('joined', text(t.token), t.of, gpus.describe(gpus.split(t.gpus)))
+end
+
+local function waiting()
+  local place = redis.call('ZRANK', names.queue, id) or -1
+  local queued = redis.call('ZCARD', names.queue)
+  return books.answer('waiting', text(place + 1), text(queued), text(books.frozen_ms()), meta.frozen_why or '')
+end
+
+local refusal = begin(session)
+if refusal then return refuse(refusal) end
+local buried = redis.call('GET', names.base .. 'done:' .. id)
+if buried then return books.answer('gone', buried) end
+if ARGV[10] ~= '' and books.now - ARGV[10] > LATE_MS then return books.answer('late') end
+
+local t = tickets.get(id)
+if t then
+  if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
+  if t.state == 'held' or (t.state == 'claim' and not books.frozen()) then return granted(t) end
+  if t.state == 'member' then return joined(t) end
+  if t.state ~= 'away' then return waiting() end
+else
+  if meta.offered ~= '1' and words == 'exclusive:1:0:any' then words = 'exclusive:1:0:gpu_lock:0' end
+  t = {id = id, session = session, wants = words, priority = tonumber(ARGV[4]), job = ARGV[6], task = ARGV[7],
+    task_id = ARGV[8], lock_timeout_ms = tonumber(ARGV[9]), token = 0, gpus = '', score = 0}
+  if ARGV[11] ~= '' then
+    local _, how = members.join(t, ARGV[11], ARGV[12])
+    if how == 'joined' then return joined(t) end
+    if how == 'more' then waits = false end
+  end
+  if not books.frozen() and (meta.offered ~= '1' or words ~= 'exclusive:1:0:any') then
+    local kind, detail = limits.refusal(gpus.wants(words))
+    if kind then return books.answer('impossible', kind, detail) end
+  end
+  t.stamp = books.next_stamp()
+  t.score = t.stamp - t.priority * meta.priority_step_ms
+end
+
+local w = gpus.wants(t.wants)
+local keys
+if not books.frozen() then
+  if redis.call('ZCARD', names.queue) == 0 then
+    keys = gpus.pick(w)
+  else
+    local first, first_score = queue.head(w.text)
+    if not first or queue.before(t.score, id, first_score, first) then keys = placing.find(w, t.score, id) end
+  end
+end
+if keys then
+  if t.state then queue.leave(id, w) end
+  tickets.hold(t, keys)
+  if next(books.freed) then placing.place() end
+  return granted(t)
+end
+if not waits then return ARGV[11] ~= '' and books.answer('would_deadlock', ARGV[11]) or books.answer('busy') end
+local is_new = not t.state
+t.state = 'waiting'
+tickets.write(t)
+queue.enter(id, w, t.score)
+if is_new then books.emit('lock_requested', tickets.told(t)) end
+return waiting()

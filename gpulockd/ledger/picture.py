@@ -1,0 +1,92 @@
+"""The reply of `snapshot.lua`, read into the model's `Snapshot`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gpulockd.model import Gpu, GpuRecord, Job, Process, Snapshot, TicketRecord
+
+Flat = dict[str, str]
+
+
+def _flat(raw: list[bytes]) -> Flat:
+    words = [part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in raw]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _keys(joined: str | None) -> tuple[str, ...]:
+    return tuple(joined.split(",")) if joined else ()
+
+
+def _gpu_record(fields: Flat, key: str) -> GpuRecord:
+    index, memory_mib = fields.get("index"), fields.get("memory_mib")
+    return GpuRecord(
+        gpu=Gpu(
+            key=key,
+            index=int(index) if index else None,
+            uuid=fields.get("uuid") or None,
+            name=fields.get("name") or None,
+            memory_mib=int(memory_mib) if memory_mib else None,
+        ),
+        state=fields.get("state", "ready"),  # type: ignore[arg-type] # Lua writes only these words
+        offered=fields.get("offered") == "1",
+        exclusive=fields.get("exclusive") or None,
+        shared=int(fields.get("shared", 0)),
+        used_mib=int(fields.get("used_mib", 0)),
+    )
+
+
+def _age(now_ms: int, fields: Flat, name: str) -> int | None:
+    return max(0, now_ms - int(float(fields[name]))) if fields.get(name) else None
+
+
+def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketRecord:
+    fields, id, process = _flat(row[0]), row[1].decode(), row[2]
+    waited_until = int(float(fields["granted_ms"])) if fields.get("granted_ms") else now_ms
+    percent = fields.get("percent")
+    return TicketRecord(
+        id=id,
+        state=fields.get("state", "waiting"),  # type: ignore[arg-type] # Lua writes only these words
+        session=fields.get("session", ""),
+        wants=fields.get("wants", ""),
+        priority=int(fields.get("priority", 0)),
+        job=msgspec.json.decode(fields["job"], type=Job) if fields.get("job") else Job(task=""),
+        process=msgspec.json.decode(process, type=Process) if process else None,
+        waited_ms=max(0, waited_until - int(float(fields.get("stamp", waited_until)))),
+        gpus=_keys(fields.get("gpus")),
+        token=int(fields.get("token") or 0),
+        held_ms=_age(now_ms, fields, "granted_ms") or 0,
+        percent=float(percent) if percent else None,
+        note=fields.get("note") or None,
+        heartbeat_age_ms=_age(now_ms, fields, "beat_ms"),
+        of=fields.get("of"),
+        place=place,
+        chosen=_keys(fields.get("chosen")),
+    )
+
+
+def snapshot_of(pool: str, now_ms: int, parts: list[Any], first: int) -> Snapshot:
+    """Read meta, gpus, leases, queue from place `first`, queued, sessions, next due, counters: parts in their order."""
+    meta = _flat(parts[0])
+    frozen_until = float(meta.get("frozen_until") or 0)
+    return Snapshot(
+        pool=pool,
+        epoch=meta.get("epoch", ""),
+        at_ms=int(float(meta.get("last_ms", 0))),
+        token=int(float(meta.get("token", 0))),
+        offered=meta.get("offered") == "1",
+        guarded=meta.get("guarded") == "1",
+        boot_id=meta.get("boot_id", ""),
+        host=parts[8].decode(),
+        frozen_ms=max(0, int(frozen_until) - now_ms) if frozen_until else 0,
+        frozen_why=meta.get("frozen_why", ""),
+        gpus=tuple(_gpu_record(_flat(row[0]), row[1].decode()) for row in parts[1]),
+        leases=tuple(_ticket_record(row, now_ms, None) for row in parts[2]),
+        queue=tuple(_ticket_record(row, now_ms, place) for place, row in enumerate(parts[3], first + 1)),
+        queued=int(parts[4]),
+        sessions=int(parts[5]),
+        next_due_ms=max(0, int(parts[6]) - now_ms) if parts[6] else None,
+        counters={name: int(value) for name, value in _flat(parts[7]).items()},
+    )

@@ -1,0 +1,202 @@
+"""The connections to Redis or Valkey, behind two verbs: ask a script, and hear the next message.
+
+The only place where redis-py's exceptions become ours. Every command has its own deadline and is sent once; whoever
+asks again does so with the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from redis import exceptions as broken
+
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+from gpulockd.ledger import address
+from gpulockd.ledger.keys import FLEET_HOSTS, FLEET_POOLS
+from gpulockd.ledger.verbs import Call
+
+T = TypeVar("T")
+
+OLDEST_VERSION = (7, 0)
+
+
+@contextmanager
+def mapped(url: str) -> Iterator[None]:
+    """Turn what redis-py raises into our errors.
+
+    :raises StoreUnavailable: if the server cannot be reached, loads, is read-only or full
+    :raises ConfigError: if it refuses our credentials
+    """
+    shown = address.without_secret(url)
+    try:
+        yield
+    except (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError) as refused:
+        raise ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL") from refused
+    except (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError) as away:
+        raise StoreUnavailable(
+            f"Redis at {shown} cannot be used: {away or type(away).__name__}; is it running?"
+        ) from away
+    except broken.RedisClusterException as away:
+        raise StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {away}") from away
+    except broken.ResponseError as wrong:
+        text = str(wrong)
+        if text.startswith(
+            ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM")
+        ):
+            raise StoreUnavailable(f"Redis at {shown} cannot be used: {text}") from wrong
+        raise GpuLockError(f"Redis at {shown} answered: {text}") from wrong
+    except (OSError, EOFError) as away:
+        raise StoreUnavailable(f"Redis at {shown} cannot be reached: {away}") from away
+
+
+def _refuse_unfit(info: dict[str, Any], shown: str) -> None:
+    """:raises ConfigError: if the server is too old, or evicts keys"""
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
+        raise ConfigError(f"Redis at {shown} is version {version}; gpulockd needs Redis 7.0 or Valkey 7.2 at least")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise ConfigError(
+            f"Redis at {shown} evicts keys (maxmemory-policy {policy}); locks need "
+            "'CONFIG SET maxmemory-policy noeviction', or an own server"
+        )
+
+
+class Store:
+    """One command connection of one event loop."""
+
+    def __init__(self, url: str, *, deadline_s: float, name: str = "gpulockd") -> None:
+        """:raises ConfigError: if the URL cannot name a store"""
+        self.url = address.check_url(url)
+        self.deadline_s = deadline_s
+        self.name = name
+        self.commands = 0
+        self._client = address.async_client(url, deadline_s=deadline_s, name=name)
+
+    def __repr__(self) -> str:
+        return f"<Store {address.without_secret(self.url)} {self.commands} commands>"
+
+    async def ask(self, call: Call[T]) -> T:
+        """Run a script and return its typed answer.
+
+        :raises StoreUnavailable: if no answer came within the deadline; the script may have run
+        """
+        reply = await self._command("EVALSHA", call.script.sha, *_script_args(call), text=call.script.text)
+        return call.read(reply)
+
+    async def _command(self, *words: Any, text: str | None = None) -> Any:
+        self.commands += 1
+        try:
+            with mapped(self.url):
+                async with asyncio.timeout(self.deadline_s):
+                    try:
+                        return await self._client.execute_command(*words)
+                    except broken.NoScriptError:
+                        return await self._client.execute_command("EVAL", text, *words[2:])
+        except TimeoutError as late:
+            if isinstance(late, StoreUnavailable):
+                raise
+            shown = address.without_secret(self.url)
+            raise StoreUnavailable(f"Redis at {shown} gave no answer within {self.deadline_s:g} s") from None
+
+    async def check(self) -> None:
+        """:raises ConfigError: if the server is too old, or evicts keys"""
+        info: dict[str, Any] = {}
+        for section in ("server", "memory"):
+            words = ("INFO", section)
+            if address.is_cluster(self.url):
+                with mapped(self.url):
+                    reply = await self._client.info(section, target_nodes="random")
+                info |= reply
+            else:
+                info |= await self._command(*words)
+        _refuse_unfit(info, address.without_secret(self.url))
+
+    async def knows_pool(self, pool: str) -> bool:
+        """Whether the fleet's list names the pool."""
+        return bool(await self._command("SISMEMBER", FLEET_POOLS, pool))
+
+    async def enlist_pool(self, pool: str) -> None:
+        """Put the pool on the fleet's list, once its first session is open."""
+        await self._command("SADD", FLEET_POOLS, pool)
+
+    async def pool_of_host(self, boot_id: str) -> str | None:
+        """The pool that offers the real cards of this boot, if any does."""
+        found = await self._command("HGET", FLEET_HOSTS, boot_id)
+        return found.decode() if found else None
+
+    async def enlist_host(self, boot_id: str, pool: str) -> None:
+        """Say that the real cards of this boot belong to that pool."""
+        await self._command("HSET", FLEET_HOSTS, boot_id, pool)
+
+    async def run_id(self) -> str:
+        """The run id of the server that answers."""
+        info = await self._command("INFO", "server")
+        return str(info["run_id"])
+
+    async def read_events(self, stream: str, after: str, count: int = 256) -> list[bytes]:
+        """Events of a pool's stream after an id such as "17-1" or "0", oldest first, as JSON."""
+        rows = await self._command("XRANGE", stream, f"({after}", "+", "COUNT", count)
+        return [dict(_pairs(fields))[b"e"] for _, fields in rows]
+
+    async def latest_events(self, stream: str, count: int, before: str = "+") -> list[bytes]:
+        """The latest events of a pool's stream before an id, newest first, as JSON."""
+        rows = await self._command("XREVRANGE", stream, before, "-", "COUNT", count)
+        return [dict(_pairs(fields))[b"e"] for _, fields in rows]
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its open sockets."""
+        return address.descriptors(self._client)
+
+    async def aclose(self) -> None:
+        """Close the connection; never raises for a server that is away."""
+        try:
+            await self._client.aclose()
+        except (broken.RedisError, OSError):
+            return
+
+
+def _pairs(fields: Any) -> list[tuple[bytes, bytes]]:
+    if isinstance(fields, dict):
+        return list(fields.items())
+    return list(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _script_args(call: Call[Any]) -> tuple[Any, ...]:
+    return (len(call.keys.fixed), *call.keys.fixed, *call.args)
+
+
+class BlockingStore:
+    """One command connection of one thread: the keepalive's."""
+
+    def __init__(self, url: str, *, deadline_s: float, name: str = "gpulockd-keepalive") -> None:
+        """:raises StoreUnavailable: if no connection can be made within the deadline (in seconds)"""
+        self.url = address.check_url(url)
+        with mapped(url):
+            self._client = address.blocking_client(url, deadline_s=deadline_s, name=name)
+
+    def ask(self, call: Call[T]) -> T:
+        """Run a script and return its typed answer.
+
+        :raises StoreUnavailable: if no answer came within the deadline; the script may have run
+        """
+        with mapped(self.url):
+            try:
+                reply = self._client.execute_command("EVALSHA", call.script.sha, *_script_args(call))
+            except broken.NoScriptError:
+                reply = self._client.execute_command("EVAL", call.script.text, *_script_args(call))
+        return call.read(reply)
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its open sockets."""
+        return address.descriptors(self._client)
+
+    def close(self) -> None:
+        """Close the connection; never raises for a server that is away."""
+        try:
+            self._client.close()
+        except (broken.RedisError, OSError):
+            return

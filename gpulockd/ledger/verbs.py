@@ -1,0 +1,247 @@
+"""One typed function per Lua verb, of the same name: the only place that knows the order of KEYS and ARGV.
+
+Each returns a `Call`, which is not sent yet: `Store.ask` (asyncio) and `BlockingStore.ask` (a thread) send it and
+return its typed answer. All times are in ms of the ledger clock unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import reading
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.lua_files import Script, script
+from gpulockd.model import Gpu, Job, Process, Wants
+from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
+
+T = TypeVar("T")
+Reply = list[Any]
+EndReason = Literal["released", "abandoned", "timed_out", "revoked", "died"]
+
+encode = msgspec.json.encode
+
+
+class Call(Generic[T]):
+    """One script call, ready to be sent any number of times: every verb is idempotent by its ids."""
+
+    __slots__ = ("args", "keys", "read", "script")
+
+    def __init__(self, call: Script, keys: PoolKeys, args: tuple[Any, ...], read: Callable[[Reply], T]) -> None:
+        self.script = call
+        self.keys = keys
+        self.args = args
+        self.read = read
+
+    def __repr__(self) -> str:
+        return f"<Call {self.script.name} {self.keys.pool}>"
+
+
+class BroughtTicket(msgspec.Struct, kw_only=True):
+    """A ticket that a session asserts again after the store lost data."""
+
+    id: str
+    wants: str
+    priority: int
+    stamp: int
+    job: str
+    task: str
+    task_id: str
+    lock_timeout_ms: int
+
+
+class BroughtLease(BroughtTicket, kw_only=True):
+    """A lease that a session asserts again; `age_ms` is how long it has been held."""
+
+    token: int
+    gpus: tuple[str, ...]
+    age_ms: int
+
+
+class Brought(msgspec.Struct, kw_only=True):
+    """All that a session has from before."""
+
+    tickets: list[BroughtTicket] = []
+    leases: list[BroughtLease] = []
+
+
+NOTHING = Brought()
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """The times of a pool, in ms. They are the pool's: those of its first caller, until a daemon offers others."""
+
+    ttl_ms: int
+    step_ms: int
+    keepalive_ms: int
+    claim_window_ms: int
+    priority_step_ms: int
+    hold_back_ms: int
+    settle_ms: int
+    settle_policy: str
+
+    @classmethod
+    def of(cls, session: SessionBlock, queue: QueueBlock, settle: SettleBlock) -> Terms:
+        """The terms that these settings (in seconds) say."""
+        return cls(
+            ttl_ms=round(session.ttl * 1000),
+            step_ms=round(session.step_s * 1000),
+            keepalive_ms=round(session.keepalive * 1000),
+            claim_window_ms=round(session.claim_window * 1000),
+            priority_step_ms=round(queue.priority_step * 1000),
+            hold_back_ms=round(queue.hold_back_after * 1000),
+            settle_ms=round(settle.timeout * 1000),
+            settle_policy=settle.policy,
+        )
+
+
+class OfferedGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A gpu as an offer names it; memory in MiB."""
+
+    key: str
+    index: int
+    uuid: str
+    name: str
+    memory_mib: int
+
+    @classmethod
+    def of(cls, gpu: Gpu) -> OfferedGpu:
+        """:raises ValueError: for a slot without hardware, which cannot be offered"""
+        if gpu.index is None or gpu.uuid is None or gpu.memory_mib is None:
+            raise ValueError(f"{gpu.key} has no hardware and cannot be offered")
+        return cls(key=gpu.key, index=gpu.index, uuid=gpu.uuid, name=gpu.name or "", memory_mib=gpu.memory_mib)
+
+
+def open(
+    keys: PoolKeys,
+    *,
+    session: str,
+    process: Process,
+    terms: Terms,
+    known_pool: bool | None = None,
+    brought: Brought = NOTHING,
+) -> Call[a.Opened | a.Gone | a.Elsewhere | a.AskFleet]:
+    """Begin to be alive in a pool. `known_pool`: does the fleet's list name it; None = not looked yet."""
+    args = (session, encode(process), process.boot_id, encode(terms), _known(known_pool), encode(brought))
+    return Call(script("open"), keys, args, reading.opened)
+
+
+def keepalive(
+    keys: PoolKeys, *, session: str, echo: int, leases: Sequence[tuple[str, int]]
+) -> Call[a.Alive | a.NoSession | a.Unopened]:
+    """Extend the session; `leases` are the (id, token) pairs that the process believes to hold."""
+    flat = [str(part) for pair in leases for part in pair]
+    return Call(script("keepalive"), keys, (session, str(echo), *flat), reading.alive)
+
+
+def request(
+    keys: PoolKeys,
+    *,
+    session: str,
+    id: str,
+    wants: Wants,
+    priority: int,
+    wait: bool,
+    job: Job,
+    lock_timeout_ms: int,
+    asked_ms: int | None,
+    inside: tuple[str, int] | None = None,
+) -> Call[reading.RequestAnswer]:
+    """Take a place in the queue, or the gpus at once. `inside`: (lease, token) of a run to join."""
+    args = (
+        session,
+        id,
+        wants.text,
+        str(priority),
+        "1" if wait else "0",
+        encode(job),
+        job.task,
+        job.task_id,
+        str(lock_timeout_ms),
+        "" if asked_ms is None else str(asked_ms),
+        inside[0] if inside else "",
+        str(inside[1]) if inside else "",
+    )
+    return Call(script("request"), keys, args, reading.requested)
+
+
+def confirm(
+    keys: PoolKeys, *, session: str, id: str, token: int
+) -> Call[a.Granted | a.Lapsed | a.Gone | a.Frozen | a.NoSession | a.Unopened]:
+    """Ask whether the lease stands; only a granted answer lets a body start."""
+    return Call(script("confirm"), keys, (session, id, str(token)), reading.confirmed)
+
+
+def end(
+    keys: PoolKeys,
+    *,
+    session: str,
+    id: str,
+    token: int | None,
+    reason: EndReason,
+    what: Literal["ticket", "session"] = "ticket",
+) -> Call[a.Ended | a.Gone | a.Stale | a.NoSession | a.Unopened]:
+    """End a ticket, a lease or a session. `session`: the caller's, "" for an operator. `token` None: whatever it has."""
+    args = (session, what, id, "" if token is None else str(token), reason)
+    return Call(script("end"), keys, args, reading.ended)
+
+
+def progress(
+    keys: PoolKeys, *, session: str, id: str, token: int, percent: float | None, note: str
+) -> Call[a.Noted | a.Gone | a.Stale | a.NoSession | a.Unopened]:
+    """Say how far the work of a lease is (`percent` 0 to 100)."""
+    args = (session, id, str(token), "" if percent is None else f"{percent:g}", note)
+    return Call(script("progress"), keys, args, reading.progressed)
+
+
+def offer(
+    keys: PoolKeys,
+    *,
+    session: str,
+    process: Process,
+    machine: str,
+    terms: Terms,
+    defaults: dict[str, Any],
+    gpus: Sequence[Gpu],
+    complete_run_id: str | None,
+    known_pool: bool | None = None,
+) -> Call[a.Offered | a.Elsewhere | a.NoSession | a.Unopened | a.AskFleet]:
+    """Put gpus at the pool's disposal. `complete_run_id`: the run id under which the store surely lost nothing."""
+    args = (
+        session,
+        process.boot_id,
+        process.host,
+        machine,
+        encode(terms),
+        encode(defaults),
+        encode([OfferedGpu.of(gpu) for gpu in gpus]),
+        complete_run_id or "",
+        _known(known_pool),
+    )
+    return Call(script("offer"), keys, args, reading.offered)
+
+
+def report(
+    keys: PoolKeys, *, session: str, gpu: str, state: str, reason: str
+) -> Call[a.Noted | a.UnknownGpu | a.NoSession | a.Unopened]:
+    """Say how a gpu is: ready, settled, quarantined, drained or lost."""
+    return Call(script("report"), keys, (session, gpu, state, reason), reading.reported)
+
+
+def snapshot(
+    keys: PoolKeys, *, session: str = "", first: int = 0, length: int = 256
+) -> Call[a.Pictured | a.NoSession | a.Unopened]:
+    """See all of the pool, and `length` (1 to 256) places of its queue from place `first` (0 = the head)."""
+    return Call(
+        script("snapshot"),
+        keys,
+        (session, str(first), str(length)),
+        lambda reply: reading.pictured(reply, keys.pool, first),
+    )
+
+
+def _known(known_pool: bool | None) -> str:
+    return "?" if known_pool is None else "1" if known_pool else "0"

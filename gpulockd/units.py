@@ -1,0 +1,84 @@
+"""Durations, memory sizes and keys as users write them, turned into numbers with a unit in the name."""
+
+from __future__ import annotations
+
+import re
+
+from gpulockd.errors import ConfigError, ImpossibleRequest
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB|K|M|G|T)", re.IGNORECASE)
+_MEMORY_UNIT_MIB = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0 * 1024.0}
+_KEY = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+
+MEMORY_STEP_MIB = 256
+"""Memory wants are rounded up to this step (in MiB), so that few distinct wants exist."""
+
+
+def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
+    """Return `value` in seconds: a number of seconds, or text such as "250ms", "5m", "1h30m".
+
+    :param name: what the value is called in the error message
+    :raises ConfigError: if it is not a duration, is negative, or is not finite
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(f"{name}: {value!r} is not a duration; write seconds or '250ms', '5m', '1h30m'")
+    if isinstance(value, str):
+        text = value.strip()
+        parts = _DURATION_PART.findall(text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return float(sum(float(number) * _DURATION_UNIT_S[unit] for number, unit in parts))
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigError(f"{name}: {text!r} is not a duration; write seconds or '250ms', '5m', '1h30m'") from None
+    seconds = float(value)
+    if not 0.0 <= seconds < 1e10:
+        raise ConfigError(f"{name}: {value!r} must be between 0 and 300 years")
+    return seconds
+
+
+def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:
+    """Return `value` in MiB, rounded up to 256 MiB: text such as "8GiB" or "6G", or a number of MiB.
+
+    One letter and the two-letter forms mean powers of 1024, as in GPU tools.
+
+    :raises ImpossibleRequest: if it is not a positive size
+    """
+    mib = 0.0
+    if isinstance(value, str):
+        found = _MEMORY.fullmatch(value.strip())
+        if found is not None:
+            mib = float(found[1]) * _MEMORY_UNIT_MIB[found[2][0].lower()]
+        elif value.strip().isdigit():
+            mib = float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        mib = float(value)
+    if not 0.0 < mib < 2**40:
+        raise ImpossibleRequest(f"{name}: {value!r} is not a memory size; write '8GiB', '512MiB' or a number of MiB")
+    return -(-int(-(-mib // 1)) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
+
+
+def check_key(value: object) -> str:
+    """Return `value` if it can be the key of a lock slot, such as "gpu_lock:0".
+
+    :raises ImpossibleRequest: if it is not text of letters, digits and `_ . : / -`
+    """
+    if not isinstance(value, str) or _KEY.fullmatch(value) is None:
+        raise ImpossibleRequest(
+            f"{value!r} is not a lock key; use 1 to 128 letters, digits or '_.:/-', such as 'gpu_lock:0'"
+        )
+    return value
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as people read them: "0.4 s", "12 s", "7:08", "2:03:20"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
