@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
 from gpulockd.client import nesting, wishes
 from gpulockd.client.lease import Lease
-from gpulockd.client.process import line_for
+from gpulockd.client.process import known_session, line_for
 from gpulockd.client.table import Ask
 from gpulockd.client.unlocked import unlocked_lease
-from gpulockd.client.waiting import Waiting
-from gpulockd.errors import GpuLockTimeout
+from gpulockd.client.waiting import FIRST_RETRY_S, MOST_RETRY_S, Waiting
+from gpulockd.clock import boottime_s
+from gpulockd.errors import GpuLockTimeout, StoreUnavailable
 
 if TYPE_CHECKING:  # names of types only
+    from gpulockd.client.line import Line
     from gpulockd.client.lock import gpu_lock
 
-log = logging.getLogger("gpulockd")
+FIRST_CONTACT = 2
+"""How many deadlines a store that has never answered may take, before the error says so."""
 
 
 class Getting:
@@ -40,7 +43,7 @@ class Getting:
         lock = self.lock
         if os.environ.get("GPULOCKD_DISABLE") == "1":
             return unlocked_lease(lock.wants, lock.job)
-        line = await line_for(lock.pool)
+        line = await self._line(max_wait_s)
         block = wishes.gpu_lock_block(line.session.defaults)
         wait = lock.max_wait_time if max_wait_s is None else max_wait_s
         if self.forbids:
@@ -56,3 +59,28 @@ class Getting:
                 raise nesting.would_deadlock(self.forbids, lock.wants) from busy
             raise
         return Lease(line, entry)
+
+    async def _line(self, max_wait_s: float | None) -> Line:
+        """The line, as soon as the store answers.
+
+        A store that has never answered this process is most likely misnamed, so it gets `FIRST_CONTACT` deadlines;
+        one that has is waited for until the wait limit.
+        """
+        lock = self.lock
+        began_at = boottime_s()
+        pause_s = FIRST_RETRY_S
+        while True:
+            try:
+                return await line_for(lock.pool)
+            except StoreUnavailable:
+                session = known_session(lock.pool)
+                if session is None:
+                    raise
+                limit_s = FIRST_CONTACT * session.times.rpc_deadline
+                if session.clock is not None:
+                    wait = lock.max_wait_time if max_wait_s is None else max_wait_s
+                    limit_s = wishes.gpu_lock_block(session.defaults).max_wait_time if wait is None else wait
+                if boottime_s() - began_at >= limit_s:
+                    raise
+            await asyncio.sleep(min(pause_s, limit_s))
+            pause_s = min(2 * pause_s, MOST_RETRY_S)

@@ -65,6 +65,11 @@ class Keeper:
             store.ask(goodbye)
             store.close()
 
+    def let_go(self) -> None:
+        """End the thread and leave the session as it is: another process keeps it alive."""
+        self._stopping = True
+        self._wake.set()
+
     def descriptors(self) -> list[int]:
         """The open sockets of the thread, for a forked child to close."""
         return self._store.descriptors() if self._store is not None else []

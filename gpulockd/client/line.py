@@ -28,6 +28,9 @@ log = logging.getLogger("gpulockd")
 RETRY_S = 0.05
 MOST_RETRY_S = 1.0
 
+STALE_S = 0.1
+"""A command that fails sooner (in seconds) has met a connection that was broken before."""
+
 
 class Line:
     """The connections of one session in one event loop, opened at first use and closed with the loop."""
@@ -56,13 +59,17 @@ class Line:
         if self.session.is_open and self._subscribed_as == self.session.id:
             return
         async with self._opening:
-            if not self.session.is_open:
-                await self.open_session()
+            try:
+                if not self.session.is_open:
+                    await self.open_session()
+                if self._subscribed_as != self.session.id:
+                    await self._subscribe()
+            except BaseException:
+                if self._listener is None:
+                    await self.store.aclose()
+                raise
             if self._listener is None:
-                await self._subscribe()
                 self._listener = self.track(self._listen())
-            elif self._subscribed_as != self.session.id:
-                await self._subscribe()
 
     async def open_session(self) -> None:
         """Open the session, as a new incarnation if the old one has ended."""
@@ -88,7 +95,14 @@ class Line:
     async def ask(self, call: Call[T]) -> tuple[T, float]:
         """Send a script of this session. Returns its answer and when it was asked (seconds on CLOCK_BOOTTIME)."""
         asked_at = boottime_s()
-        answer = await self.store.ask(call)
+        try:
+            answer = await self.store.ask(call)
+        except StoreUnavailable:
+            if boottime_s() - asked_at > STALE_S:
+                raise
+            # A connection that had broken unnoticed; every verb may be repeated.
+            asked_at = boottime_s()
+            answer = await self.store.ask(call)
         if isinstance(answer, a.Answer) and not isinstance(answer, a.NoSession):
             self.session.heard(asked_at, answer)
             if self.session.must_assert(answer):
@@ -165,7 +179,7 @@ class Line:
                         self._kick_all()
                     await self._hear()
                     pause_s = RETRY_S
-                except StoreUnavailable as broken:
+                except GpuLockError as broken:
                     if self.listening:
                         log.warning(
                             "gpulockd: notifications from Redis are lost, waiters poll until they are back: %s", broken
@@ -247,6 +261,14 @@ class Line:
         self._tasks.discard(task)
         if not task.cancelled() and isinstance(task.exception(), GpuLockError):
             log.error("gpulockd: %s", task.exception())
+
+    async def aclose(self) -> None:
+        """Close the connections now, not only with the loop."""
+        if self._listener is None:
+            await self._close()
+            return
+        self._listener.cancel()
+        await asyncio.wait([self._listener])
 
     async def _close(self) -> None:
         """Close the connections, after what is under way in this loop has ended."""

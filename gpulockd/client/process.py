@@ -59,7 +59,7 @@ def _watch_process() -> None:
     if not _watched:
         _watched = True
         os.register_at_fork(after_in_child=_after_fork)
-        atexit.register(_say_goodbye)
+        atexit.register(say_goodbye)
 
 
 def _after_fork() -> None:
@@ -76,15 +76,18 @@ def _after_fork() -> None:
     _parked.append(inherited)
     gc.freeze()
     # An inherited descriptor would keep the parent's subscription open after the parent has died.
-    for holder in (*inherited.lines.values(), *inherited.keepers.values()):
-        for descriptor in holder.descriptors():
-            with suppress(OSError):
-                os.close(descriptor)
+    lines, keepers = inherited.lines.values(), inherited.keepers.values()
+    for descriptor in [d for line in lines for d in line.descriptors()] + [
+        d for keeper in keepers for d in keeper.descriptors()
+    ]:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
-def _say_goodbye() -> None:
-    """End the sessions of a process that exits, so that the next holder need not wait for their end."""
-    mine = _mine
+def say_goodbye() -> None:
+    """End the sessions of this process, so that the next holder need not wait for their end: at exit, or in tests."""
+    global _mine
+    mine, _mine = _mine, None
     if mine is None or mine.pid != os.getpid():
         return
     for keeper in mine.keepers.values():
@@ -117,6 +120,12 @@ async def line_for(pool: str | None) -> Line:
     if session is None:
         session = mine.found[said] = await _find_session(mine, pool)
     return await line_of(session)
+
+
+def known_session(pool: str | None) -> Session | None:
+    """The session that was found for a pool as the environment now says, if one was."""
+    said = (pool, *(os.environ.get(name) for name in FINDING_VARIABLES))
+    return belongings().found.get(said)
 
 
 async def _find_session(mine: _Belongings, pool: str | None) -> Session:

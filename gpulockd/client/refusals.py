@@ -55,7 +55,8 @@ def holder_text(lease: TicketRecord) -> str:
     return f"{name} ({', '.join(facts)})"
 
 
-def _in_the_way(snapshot: Snapshot, wants: Wants) -> list[str]:
+def in_the_way(snapshot: Snapshot, wants: Wants) -> list[str]:
+    """Who and what keeps these wants from beginning: "GPU 0 held by ocr-batch (pid 48177, 7:08)"."""
     texts = []
     for record in snapshot.gpus:
         if wants.keys and record.gpu.key not in wants.keys:
@@ -77,7 +78,7 @@ async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
     except StoreUnavailable:
         answer = a.NO_BOOKS
     if isinstance(answer, a.Pictured):
-        reasons = _in_the_way(answer.snapshot, wants)
+        reasons = in_the_way(answer.snapshot, wants)
         if answer.snapshot.frozen_ms:
             reasons.insert(0, f"the pool grants nothing for {format_duration(answer.snapshot.frozen_ms / 1000)} more")
         text += ": " + "; ".join(reasons[:4]) if reasons else ""

@@ -55,8 +55,9 @@ class Entry:
         "waited_s",
     )
 
-    def __init__(self, ask: Ask, session: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.id = uuid4().hex
+    def __init__(self, ask: Ask, session: str, loop: asyncio.AbstractEventLoop, id: str | None = None) -> None:
+        """:param id: the ticket's id, where another process has chosen it"""
+        self.id = id or uuid4().hex
         self.ask = ask
         self.session = session
         self.loop = loop

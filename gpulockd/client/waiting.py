@@ -41,11 +41,12 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 class Waiting:
     """One request of one task, until it holds or gives up."""
 
-    def __init__(self, line: Line, ask: Ask, patience: Patience) -> None:
+    def __init__(self, line: Line, ask: Ask, patience: Patience, *, id: str | None = None) -> None:
+        """:param id: the ticket's id, where the process that will hold the lease has chosen it"""
         self.line = line
         self.ask = ask
         self.patience = patience
-        self.entry = self._new_entry()
+        self.entry = self._new_entry(id)
         self._started_at = line.loop.time()
         self._deadline = self._started_at + patience.max_wait_s
         self._poll_s = patience.poll_interval_s
@@ -54,8 +55,8 @@ class Waiting:
         self.place: int | None = None
         self.queued: int | None = None
 
-    def _new_entry(self) -> Entry:
-        entry = Entry(self.ask, self.line.session.id, self.line.loop)
+    def _new_entry(self, id: str | None = None) -> Entry:
+        entry = Entry(self.ask, self.line.session.id, self.line.loop, id)
         self.line.session.table.add(entry)
         return entry
 
@@ -87,6 +88,11 @@ class Waiting:
             if self.entry.state != "ending":
                 self.line.end_later(self.entry, "abandoned")
             raise
+
+    def let_go(self) -> None:
+        """Forget the ticket or lease without ending it, whatever ends `hold`: its own process goes on with it."""
+        self.entry.state = "ending"
+        self.line.session.table.remove(self.entry)
 
     async def _step(self) -> bool:
         entry, line = self.entry, self.line

@@ -40,7 +40,7 @@ async def lock_events(
     try:
         name = found.pool or await store.pool_of_host(boot_id()) or DEFAULT_POOL
         keys = PoolKeys(name)
-        last = after if after is not None else await _seq_before(store, keys, since)
+        last = after if after is not None else await seq_before(store, keys, since)
         pause_s = RETRY_S
         while True:
             try:
@@ -80,7 +80,7 @@ async def _follow(store: Store, keys: PoolKeys, last: int) -> AsyncIterator[even
         await subscription.aclose()
 
 
-async def _seq_before(store: Store, keys: PoolKeys, since: Duration | None) -> int:
+async def seq_before(store: Store, keys: PoolKeys, since: Duration | None) -> int:
     """The `seq` after which the events of the last `since` begin."""
     newest = await store.latest_events(keys.events_channel, 1)
     latest = events.decode(newest[0]) if newest else None

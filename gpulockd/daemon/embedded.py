@@ -49,6 +49,7 @@ class EmbeddedStore:
         self.pid = 0
         self.run_id = ""
         self.adopted = False
+        self.fresh = False
         self._folders = folders
         self._socket = StoreSocket(folders.store_socket)
         self._pool = pool
@@ -170,7 +171,7 @@ class EmbeddedStore:
                 f"{self._folders.store_socket} belongs to the store in {folder}; start with its --state-dir, "
                 "or choose another --socket"
             )
-        self.adopted = True
+        self.adopted, self.fresh = True, False
         info = await self._identify()
         flushed = any(f"cmdstat_{command}" in info for command in ("flushall", "flushdb", "swapdb"))
         complete = marks.was_complete(self._folders.store_folder, self.run_id) and not flushed
@@ -182,6 +183,7 @@ class EmbeddedStore:
         self.adopted = False
         runtime, store = self._folders.runtime, self._folders.store_folder
         before = marks.read(runtime, store)
+        self.fresh = marks.is_fresh(before)
         marks.set_used(runtime, store)
         whole = await self._spawn(binary, lock, load_truncated=False)
         if not whole:

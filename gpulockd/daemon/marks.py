@@ -45,6 +45,13 @@ def judge(marks: Marks, *, whole: bool) -> bool:
     return marks.file_boot != marks.boot or (whole and not marks.dirty)
 
 
+def is_fresh(marks: Marks) -> bool:
+    """Return whether nobody can have used a store on `marks` since this boot began."""
+    if not marks.has_file:
+        return marks.boot not in (marks.used_boot, marks.file_boot)
+    return marks.file_boot is not None and marks.file_boot != marks.boot
+
+
 def read(runtime: str, store: str) -> Marks:
     """Read the marks in the runtime folder and in the store's folder."""
     return Marks(

@@ -68,7 +68,7 @@ def async_client(url: str, *, deadline_s: float, name: str) -> AsyncClient:
     common: dict[str, Any] = {
         "socket_timeout": None,
         "socket_connect_timeout": deadline_s,
-        "retry": AsyncRetry(NoBackoff(), 0),  # type: ignore[no-untyped-call] # redis-py leaves it untyped
+        "retry": AsyncRetry(NoBackoff(), 0),
         "client_name": name,
     }
     if is_cluster(url):

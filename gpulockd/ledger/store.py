@@ -37,7 +37,7 @@ def mapped(url: str) -> Iterator[None]:
         raise ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL") from refused
     except (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError) as away:
         raise StoreUnavailable(
-            f"Redis at {shown} cannot be used: {away or type(away).__name__}; is it running?"
+            f"Redis at {shown} cannot be used: {str(away) or type(away).__name__}; is it running?"
         ) from away
     except broken.RedisClusterException as away:
         raise StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {away}") from away
@@ -87,7 +87,7 @@ class Store:
         reply = await self._command("EVALSHA", call.script.sha, *_script_args(call), text=call.script.text)
         return call.read(reply)
 
-    async def _command(self, *words: Any, text: str | None = None) -> Any:
+    async def _command(self, *words: Any, text: str = "") -> Any:
         self.commands += 1
         try:
             with mapped(self.url):
@@ -183,11 +183,12 @@ class BlockingStore:
 
         :raises StoreUnavailable: if no answer came within the deadline; the script may have run
         """
+        run: Any = self._client.execute_command
         with mapped(self.url):
             try:
-                reply = self._client.execute_command("EVALSHA", call.script.sha, *_script_args(call))
+                reply = run("EVALSHA", call.script.sha, *_script_args(call))
             except broken.NoScriptError:
-                reply = self._client.execute_command("EVAL", call.script.text, *_script_args(call))
+                reply = run("EVAL", call.script.text, *_script_args(call))
         return call.read(reply)
 
     def descriptors(self) -> list[int]:

@@ -53,7 +53,7 @@ class Subscription:
                         client = redis.asyncio.Redis(
                             host=str(node.host),
                             port=int(node.port),
-                            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+                            retry=Retry(NoBackoff(), 0),
                         )
                     pubsub = client.pubsub()
                     self = cls(client, pubsub, owner, url)

@@ -207,9 +207,14 @@ def offer(
     defaults: dict[str, Any],
     gpus: Sequence[Gpu],
     complete_run_id: str | None,
+    fresh: bool = False,
     known_pool: bool | None = None,
 ) -> Call[a.Offered | a.Elsewhere | a.NoSession | a.Unopened | a.AskFleet]:
-    """Put gpus at the pool's disposal. `complete_run_id`: the run id under which the store surely lost nothing."""
+    """Put gpus at the pool's disposal.
+
+    :param complete_run_id: the run id under which the store surely lost nothing, None if it may have
+    :param fresh: nobody can have used the store since this boot began, so books that are missing were never there
+    """
     args = (
         session,
         process.boot_id,
@@ -220,6 +225,7 @@ def offer(
         encode([OfferedGpu.of(gpu) for gpu in gpus]),
         complete_run_id or "",
         _known(known_pool),
+        "1" if fresh else "0",
     )
     return Call(script("offer"), keys, args, reading.offered)
 

@@ -70,6 +70,22 @@ class Both:
     ) -> None:
         self.ledger.__exit__(kind, error, trace)
 
+    def stage(self, *gpus: Gpu, listening: str = "abc") -> None:
+        """A daemon d offers `gpus` (default: two cards), and processes a, b and c are there."""
+        for session in "dabc":
+            self.open(session)
+        self.offer("d", *(gpus or (card(0), card(1, 48))))
+        self.subscribe(*listening)
+
+    def state(self, id: str) -> str:
+        """The state of a ticket, as both have it: they agreed after the last call."""
+        t = self.model.tickets.get(id)
+        return t.state if t else f"ended: {self.model.tombs.get(id, 'unknown')}"
+
+    def token(self, id: str) -> int:
+        """The token of a claim or lease."""
+        return self.model.tickets[id].token
+
     # Time, presence and disasters
 
     def pass_time(self, ms: int) -> None:
@@ -207,15 +223,19 @@ class Both:
         machine: str = "machine-1",
         terms: Terms | None = None,
         complete: bool = False,
+        fresh: bool = False,
         known: bool = False,
     ) -> Said:
         """A daemon offers its gpus."""
         terms, run_id = terms or self.terms, self.server.run_id if complete else None
         call = verbs.offer(
             self.keys, session=session, process=Process(pid=1, host="host", boot_id=boot_id), machine=machine,
-            terms=terms, defaults={}, gpus=gpus, complete_run_id=run_id, known_pool=known,
+            terms=terms, defaults={}, gpus=gpus, complete_run_id=run_id, fresh=fresh, known_pool=known,
         )  # fmt: skip
-        return self._both(call, self.model.make_offer(session, boot_id, machine, terms, gpus, run_id, known))
+        expected = self.model.make_offer(
+            session, boot_id, machine, terms, gpus, complete=run_id, fresh=fresh, known=known
+        )
+        return self._both(call, expected)
 
     def report(self, session: str, key: str, state: str) -> Said:
         """A daemon says how a gpu is."""

@@ -178,7 +178,7 @@ class Pool:
         self.token = max(self.token, self.server.wall_ms)
         ttl = self.agreed.ttl_ms
         if not missing:
-            self._freeze(ttl, "store_changed")
+            self._freeze(ttl, "data_lost" if self.frozen_until else "store_changed")
         elif known is not False or self.server.flushed or self.server.promoted:
             self._freeze(ttl, "data_lost")
         else:
@@ -388,7 +388,7 @@ class Pool:
         return bool(self.offer) and self.offer["boot_id"] != boot_id and self.offer["session"] in self.sessions
 
     def _take_up(self, session: str, b: BroughtTicket, state: str) -> Ticket:
-        self.stamp, self.now = max(self.stamp, b.stamp), max(self.now, b.stamp)
+        self.stamp = max(self.stamp, b.stamp)
         score = b.stamp - b.priority * self.agreed.priority_step_ms
         wants = Wants.parse(b.wants)
         t = Ticket(b.id, session, wants, b.priority, b.lock_timeout_ms, b.stamp, score, state)
@@ -406,7 +406,7 @@ class Pool:
             self._freeze(self.agreed.ttl_ms, "data_lost")
         if not self.frozen_until:
             return False
-        if stands and (stands.state == "member" or stands.token > b.token):
+        if stands and (stands.state in ("held", "member") or stands.token > b.token):
             return False
         wants = Wants.parse(b.wants)
         there = {t.id: t for key in b.gpus for t in self.holders(key) if t.id != b.id}
@@ -492,7 +492,7 @@ class Pool:
 
     def _granted(self, t: Ticket) -> Said:
         begun = t.stamp if t.granted_ms is None else t.granted_ms
-        return ("granted", t.token, frozenset(t.gpus), begun - t.stamp)
+        return ("granted", t.token, frozenset(t.gpus), max(0, begun - t.stamp))
 
     def _joinable(self, session: str, inside: tuple[str, int] | None) -> Ticket | None:
         lease = self.tickets.get(inside[0]) if inside else None
@@ -597,7 +597,16 @@ class Pool:
         return ("noted", "")
 
     def make_offer(
-        self, session: str, boot_id: str, machine: str, terms: Terms, gpus: Iterable[Gpu], complete: str | None, known: bool
+        self,
+        session: str,
+        boot_id: str,
+        machine: str,
+        terms: Terms,
+        gpus: Iterable[Gpu],
+        *,
+        complete: str | None,
+        fresh: bool,
+        known: bool,
     ) -> Said:
         """Put gpus at the pool's disposal."""
         self._begin("", terms, known)
@@ -606,7 +615,7 @@ class Pool:
         same_machine = self.offer.get("machine") == machine
         if not same_machine and self._offered_by_another_boot(boot_id):
             return ("elsewhere", self.offer["boot_id"])
-        if complete == self.run_id and self.frozen_until:
+        if complete == self.run_id and self.frozen_until and (fresh or self.frozen_why == "store_changed"):
             self._unfreeze()
             self.how_opened = "nothing_lost"
         if same_machine and self.offer["boot_id"] != boot_id:

@@ -8,20 +8,18 @@ brought = room(function(brought)
 
   local function ticket_of(session, b, state)
     books.note('stamp', math.max(tonumber(meta.stamp), b.stamp))
-    books.now = math.max(books.now, b.stamp)
-    books.note('clock_ms', books.now)
     b.session, b.state, b.score = session, state, b.stamp - b.priority * meta.priority_step_ms
     return b
   end
 
-  -- May this lease have its gpus back? Whoever sits there with a lower token goes.
-  local function overrule(b, w)
+  -- May this lease have its gpus back? Whoever sits there with a lower token goes. `own`: gpus of its own old claim.
+  local function overrule(b, w, own)
     local others = {}
     for _, key in ipairs(b.gpus) do
       local g = gpus.get(key)
       if g.exclusive ~= '' and g.exclusive ~= b.id then others[g.exclusive] = true end
       if w.exclusive and g.shared > 0 then return false end
-      if not w.exclusive and g.memory_mib and g.used_mib + w.mib > g.memory_mib then return false end
+      if not w.exclusive and g.memory_mib and g.used_mib + (own[key] and 0 or w.mib) > g.memory_mib then return false end
     end
     for id in pairs(others) do
       local t = tickets.get(id)
@@ -34,10 +32,23 @@ brought = room(function(brought)
     return true
   end
 
+  -- What an older state of the store has of a lease, a place in the queue or a claim, gives way to it.
+  local function forget(t, w)
+    if t.state ~= 'claim' then return queue.leave(t.id, w) end
+    redis.call('ZREM', names.due, 'lease:' .. t.id)
+    gpus.vacate(w, gpus.split(t.gpus), t.id, false)
+  end
+
   local function lease(session, b)
+    if redis.call('EXISTS', names.base .. 'done:' .. b.id) == 1 then return false end
+    local old = tickets.get(b.id)
+    if old and old.state == 'held' and old.session == session and old.token == b.token then return true end
     if meta.opened == 'never_used' and not books.frozen() then epochs.freeze(tonumber(meta.ttl_ms), 'data_lost') end
-    local w = gpus.wants(b.wants)
-    if not books.frozen() or not overrule(b, w) then return false end
+    if not books.frozen() or old and (old.state == 'held' or old.state == 'member' or old.token > b.token) then return false end
+    local w, own = gpus.wants(b.wants), {}
+    for _, key in ipairs(gpus.split(old and old.gpus)) do own[key] = true end
+    if not overrule(b, w, own) then return false end
+    if old then forget(old, w) end
     books.note('token', math.max(tonumber(meta.token), b.token))
     redis.call('HSET', names.meta, 'token', meta.token)
     gpus.occupy(w, b.gpus, b.id)
@@ -52,7 +63,7 @@ brought = room(function(brought)
   function brought.assert(session, has)
     local refused = {}
     for _, b in ipairs(has.leases) do
-      if not known(b.id) and not lease(session, b) then refused[#refused + 1] = b.id end
+      if not lease(session, b) then refused[#refused + 1] = b.id end
     end
     for _, b in ipairs(has.tickets) do
       if not known(b.id) then

@@ -38,7 +38,7 @@ due = room(function(due)
     g.state = guarded and 'quarantined' or 'ready'
     gpus.write(g)
     books.emit(guarded and 'gpu_quarantined' or 'gpu_settled', {gpus = {key}, reason = 'unsettled'})
-    if not guarded then books.freed[key] = true end
+    if guarded then holding_back.drop_choices_of(key) else books.freed[key] = true end
   end
 
   function due.end_sessions(list)

@@ -31,7 +31,7 @@ ends = room(function(ends)
   function ends.ticket(t, reason)
     if t.state == 'member' then return members.leave(t, reason) end
     if t.state == 'claim' or t.state == 'held' then
-      if t.members and (reason == 'released' or reason == 'died') and members.outlive(t, reason) then return end
+      if t.members and (reason == 'died' or not ends.lost_by(reason)) and members.outlive(t, reason) then return end
       return ends.lease(t, reason)
     end
     queue.leave(t.id, gpus.wants(t.wants))

@@ -49,7 +49,10 @@ epochs = room(function(epochs)
     books.note('seq', math.max(tonumber(meta.seq), books.wall_ms))
     books.note('stamp', tonumber(meta.stamp))
     books.note('cluster', string.find(info, 'redis_mode:cluster', 1, true) and '1' or '0')
-    if not missing then return epochs.freeze(tonumber(meta.ttl_ms), 'store_changed') end
+    if not missing then
+      -- A freeze that was not over when the server changed may have been for lost data: nobody can vouch for that.
+      return epochs.freeze(tonumber(meta.ttl_ms), books.frozen() and 'data_lost' or 'store_changed')
+    end
     if not never_used(known_pool) then return epochs.freeze(meta.ttl_ms, 'data_lost') end
     local young_ms = meta.ttl_ms - 1000 * tonumber(string.match(info, 'uptime_in_seconds:(%d+)'))
     epochs.unfreeze()

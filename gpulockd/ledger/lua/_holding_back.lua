@@ -26,6 +26,11 @@ holding_back = room(function(holding_back)
     choices = nil
   end
 
+  -- A gpu that was quarantined, drained, lost or taken from the offer is no choice: who chose it chooses anew.
+  function holding_back.drop_choices_of(key)
+    for _, choice in ipairs(read()[key] or {}) do holding_back.drop(choice.id) end
+  end
+
   -- May a ticket with this score begin on `key`, by what others have chosen?
   function holding_back.allows(key, score, id)
     for _, choice in ipairs(read()[key] or {}) do

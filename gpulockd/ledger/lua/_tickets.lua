@@ -38,11 +38,17 @@ tickets = room(function(tickets)
     books.emit('lock_acquired', tickets.told(t))
   end
 
+  -- A sign of life of a holder or member: the lease's own end moves on.
+  function tickets.renew(t)
+    local lease = t.state == 'member' and tickets.get(t.of) or t
+    redis.call('ZADD', names.due, 'XX', 'GT', books.now + lease.lock_timeout_ms, 'lease:' .. lease.id)
+  end
+
   -- What an event tells of a ticket.
   function tickets.told(t, reason)
     local event = {lease = t.id, task = t.task, task_id = t.task_id, reason = reason}
     if t.task_id == '' then event.task_id = nil end
-    event.waited_ms = (t.granted_ms or books.now) - t.stamp
+    event.waited_ms = math.max(0, (t.granted_ms or books.now) - t.stamp)
     if t.token > 0 then event.token = t.token end
     if t.token > 0 and t.task_id == '' then event.task_id = t.task .. '#' .. text(t.token) end
     if t.gpus ~= '' then event.gpus = gpus.split(t.gpus) end

@@ -16,4 +16,4 @@ if t.state == 'claim' and books.frozen() then
   return books.answer('frozen', text(books.frozen_ms()), meta.frozen_why or '')
 end
 if t.state == 'claim' then tickets.confirm(t) end
-return books.answer('held', text(t.token), text((t.granted_ms or t.stamp) - t.stamp), gpus.describe(gpus.split(t.gpus)))
+return books.answer('held', text(t.token), text(math.max(0, (t.granted_ms or t.stamp) - t.stamp)), gpus.describe(gpus.split(t.gpus)))

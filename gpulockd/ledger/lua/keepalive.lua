@@ -22,9 +22,9 @@ local lost = {}
 for i = 3, #ARGV, 2 do
   local t = tickets.get(ARGV[i])
   local stands = t and t.session == session and text(t.token) == ARGV[i + 1]
-  if stands and t.state == 'held' then
-    redis.call('ZADD', names.due, 'GT', books.now + t.lock_timeout_ms, 'lease:' .. t.id)
-  elseif not (stands and t.state == 'member') and not books.frozen() then
+  if stands and (t.state == 'held' or t.state == 'member') then
+    tickets.renew(t)
+  elseif not books.frozen() then
     lost[#lost + 1], lost[#lost + 2] = ARGV[i], redis.call('GET', names.base .. 'done:' .. ARGV[i]) or 'overruled'
   end
 end

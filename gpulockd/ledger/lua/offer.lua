@@ -5,11 +5,11 @@
 -- ARGV[1]  session of the daemon    ARGV[2] boot id    ARGV[3] host    ARGV[4] machine    ARGV[5] terms (JSON)
 -- ARGV[6]  defaults for clients (JSON, opaque)    ARGV[7] gpus: [{key, index, uuid, name, memory_mib}] (JSON)
 -- ARGV[8]  run id under which the store is complete, '' if it may have lost something
--- ARGV[9]  is the pool in the fleet's list: '1' | '0' | '?'
+-- ARGV[9]  is the pool in the fleet's list: '1' | '0' | '?'    ARGV[10] '1': nobody has used this store in this boot
 -- returns  {'offered', ..., how its epoch opened, frozen (ms)} | {'fleet?'} | {'offered_elsewhere', ..., host, boot id}
 --          | {'no_session'}
 local session, boot_id, host, machine, complete, known_pool = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8], ARGV[9]
-local terms = cjson.decode(ARGV[5])
+local terms, fresh = cjson.decode(ARGV[5]), ARGV[10] == '1'
 if known_pool == '?' and not redis.call('HGET', names.meta, 'run_id') then return {'fleet?'} end
 local refusal = begin('', terms, known_pool)
 if refusal then return refuse(refusal) end
@@ -20,7 +20,9 @@ local same_machine = redis.call('HGET', names.offer, 'machine') == machine
 if before_boot and before_boot ~= boot_id and not same_machine and redis.call('ZSCORE', names.sessions, meta.offer_session) then
   return books.answer('offered_elsewhere', redis.call('HGET', names.offer, 'host') or '', before_boot)
 end
-if complete ~= '' and complete == meta.run_id and books.frozen() then epochs.unfreeze('nothing_lost') end
+-- The store lost nothing: true of books that survived, and of a store that nobody has used since this boot began.
+local vouched = complete ~= '' and complete == meta.run_id
+if vouched and books.frozen() and (fresh or meta.frozen_why == 'store_changed') then epochs.unfreeze('nothing_lost') end
 -- What ran under an earlier boot of this host is dead.
 if same_machine and before_boot and before_boot ~= boot_id then
   for _, id in ipairs(redis.call('ZRANGE', names.sessions, 0, -1)) do
@@ -40,8 +42,12 @@ for _, key in ipairs(redis.call('ZRANGE', names.offered, 0, -1)) do
   if not stays[key] then
     redis.call('ZREM', names.offered, key)
     redis.call('HDEL', names.base .. 'gpu:' .. key, 'index', 'uuid', 'name', 'memory_mib', 'offered')
+    redis.call('ZREM', names.due, 'settle:' .. key)
     gpus.forget()
-    gpus.write(gpus.get(key))
+    local g = gpus.get(key)
+    g.state = 'ready'
+    gpus.write(g)
+    holding_back.drop_choices_of(key)
   end
 end
 gpus.forget()

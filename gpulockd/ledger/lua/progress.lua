@@ -12,5 +12,5 @@ local holds = t.session == ARGV[1] and (t.state == 'held' or t.state == 'member'
 if not holds or text(t.token) ~= ARGV[3] then return books.answer('stale', text(t.token)) end
 local lease = t.state == 'member' and t.of or id
 redis.call('HSET', names.base .. 'ticket:' .. lease, 'percent', ARGV[4], 'note', ARGV[5], 'beat_ms', books.now)
-if t.state == 'held' then redis.call('ZADD', names.due, 'GT', books.now + t.lock_timeout_ms, 'lease:' .. id) end
+tickets.renew(t)
 return books.answer('noted')

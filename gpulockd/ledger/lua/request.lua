@@ -14,7 +14,7 @@ local session, id, words, waits = ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1'
 local LATE_MS = 300000
 
 local function granted(t)
-  return books.answer('granted', text(t.token), text(t.granted_ms - t.stamp), gpus.describe(gpus.split(t.gpus)))
+  return books.answer('granted', text(t.token), text(math.max(0, t.granted_ms - t.stamp)), gpus.describe(gpus.split(t.gpus)))
 end
 
 local function joined(t)
@@ -33,7 +33,7 @@ local buried = redis.call('GET', names.base .. 'done:' .. id)
 if buried then return books.answer('gone', buried) end
 if ARGV[10] ~= '' and books.now - ARGV[10] > LATE_MS then return books.answer('late') end
 
-local t = tickets.get(id)
+local t, more = tickets.get(id), false
 if t then
   if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
   if t.state == 'held' or (t.state == 'claim' and not books.frozen()) then return granted(t) end
@@ -46,7 +46,8 @@ else
   if ARGV[11] ~= '' then
     local _, how = members.join(t, ARGV[11], ARGV[12])
     if how == 'joined' then return joined(t) end
-    if how == 'more' then waits = false end
+    more = how == 'more'
+    if more then waits = false end
   end
   if not books.frozen() and (meta.offered ~= '1' or words ~= 'exclusive:1:0:any') then
     local kind, detail = limits.refusal(gpus.wants(words))
@@ -72,7 +73,7 @@ if keys then
   if next(books.freed) then placing.place() end
   return granted(t)
 end
-if not waits then return ARGV[11] ~= '' and books.answer('would_deadlock', ARGV[11]) or books.answer('busy') end
+if not waits then return more and books.answer('would_deadlock', ARGV[11]) or books.answer('busy') end
 local is_new = not t.state
 t.state = 'waiting'
 tickets.write(t)

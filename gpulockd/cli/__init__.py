@@ -1,0 +1,90 @@
+"""The command line: one module a command, loaded when it is called.
+
+Its law: what a short command loads is the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, complain, say
+
+COMMANDS = {
+    "serve": "offer this host's GPUs and keep their line",
+    "run": "wait for a GPU, then run a command that holds it",
+    "status": "who has which GPU",
+    "queue": "who waits, and for what",
+    "release": "take a GPU from its holder",
+    "events": "what happened",
+    "token": "print the token that writes over TCP need",
+    "version": "print the version",
+}
+"""Every command and what it does."""
+
+OWN_FAILURE_OF_RUN = 125
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never a traceback without `--debug`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("GPULOCKD_DEBUG"))
+    while words[:1] == ["--debug"]:
+        words, debug = words[1:], True
+    own = words[: words.index("--")] if "--" in words else words
+    debug = debug or (own[:1] != ["run"] and "--debug" in own)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, as in `gpulockd events | head`; the interpreter must not complain at its exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return PIPE_CLOSED
+    except CommandError as wrong:
+        complain(wrong)
+        return wrong.code
+    except Exception as wrong:  # the last door: one line instead of a traceback
+        if debug:
+            raise
+        say(f"{type(wrong).__name__}: {wrong}")
+        complain_of_surprise(words)
+        return OWN_FAILURE_OF_RUN if words[:1] == ["run"] else NEGATIVE
+
+
+def complain_of_surprise(words: Sequence[str]) -> None:
+    """Say how to see more of an error that nobody foresaw."""
+    print(f"  hint: 'gpulockd --debug {' '.join(words[:1])} …' shows where", file=sys.stderr)
+
+
+def _dispatch(words: list[str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("", [])
+    if name in ("", "help", "-h", "--help"):
+        print(_help(), file=sys.stdout if name else sys.stderr)
+        return OK if name else USAGE
+    if name in ("--version", "-V"):
+        name = "version"
+    if name not in COMMANDS:
+        raise CommandError(f"unknown command {name!r}{_meant(name)}", "'gpulockd --help' lists the commands", USAGE)
+    code: int = import_module(f"gpulockd.cli.{name}").main(rest)
+    return code
+
+
+def _meant(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _help() -> str:
+    lines = ["usage: gpulockd [--debug] COMMAND …", "", "Gives each GPU to one program at a time, in a fair order.", ""]
+    lines += [f"  {name:<10}{does}" for name, does in COMMANDS.items()]
+    return "\n".join([*lines, "", "'gpulockd COMMAND --help' says more about one."])

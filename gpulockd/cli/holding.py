@@ -1,0 +1,118 @@
+"""A run's lease in the wrapper's own session, kept alive without the daemon: its restart is nothing to a run.
+
+The daemon has asked under this session's id; from the first `open` here the session is the wrapper's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from gpulockd.cli.wish import Grant, Wish
+from gpulockd.client import wishes
+from gpulockd.client.keeper import Keeper
+from gpulockd.client.session import Session
+from gpulockd.client.table import Ask, Entry
+from gpulockd.clock import boottime_s
+from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
+from gpulockd.ledger import verbs
+from gpulockd.ledger.store import BlockingStore
+from gpulockd.ledger.verbs import Terms
+from gpulockd.model import Gpu, Process
+
+RETRY_S = 0.2
+RELEASE_TRIES = 2
+
+
+class Holding:
+    """The session, its one entry, and the keeper."""
+
+    def __init__(self, grant: Grant, wish: Wish) -> None:
+        times = wishes.session_block()
+        terms = Terms.of(times, wishes.queue_block(), wishes.settle_block())
+        process = msgspec.convert(wish.process, Process)
+        self._grant = grant
+        self.session = Session(grant.store, grant.pool, times, terms, id=wish.session, process=process)
+        self.keeper = Keeper(self.session)
+        self.entry = self._entry_of(grant, wish)
+        self.session.table.add(self.entry)
+
+    def _entry_of(self, grant: Grant, wish: Wish) -> Entry:
+        wants = wishes.wants_of(None, wish.gpu_count, wish.gpus, wish.memory, None)
+        job = wishes.job_of(wish.task, None, None, None, wish.limit_s, "automatic")
+        lock_timeout_s = wishes.gpu_lock_block({}).lock_timeout
+        # Nobody waits in a loop for this entry: it holds already.
+        loop = asyncio.new_event_loop()
+        loop.close()
+        ask = Ask(wants, wish.priority, job, round(lock_timeout_s * 1000), wish.inside)
+        entry = Entry(ask, wish.session, loop)
+        entry.id = wish.ticket
+        gpus = tuple(msgspec.convert(gpu, Gpu) for gpu in grant.gpus)
+        entry.hold(grant.token, gpus, grant.waited_s)
+        entry.granted_at = grant.asked_at
+        if grant.lease != wish.ticket:
+            entry.state = "member"
+        return entry
+
+    def open(self) -> None:
+        """Take the session over and begin to keep it.
+
+        :raises LeaseLost: if it has ended
+        :raises StoreUnavailable: if the store did not answer while the grant could be believed
+        """
+        session = self.session
+        belief_ends = self._grant.asked_at + session.times.belief_s
+        while True:
+            asked_at, id = boottime_s(), session.id
+            try:
+                (answer,) = self._ask(session.open_call(known_pool=True))
+            except StoreUnavailable:
+                if boottime_s() >= belief_ends:
+                    raise
+                time.sleep(RETRY_S)
+                continue
+            break
+        if not session.opened(asked_at, answer, id) or self.entry.lost.is_set():
+            raise LeaseLost(self.entry.lost_reason or "its session has ended")
+        if session.ledger_ms is not None:
+            held_ms = round((asked_at - self.entry.granted_at) * 1000)
+            self.entry.stamp_ms = session.ledger_ms - held_ms - round(self._grant.waited_s * 1000)
+        lock_timeout_s = wishes.gpu_lock_block(session.defaults).lock_timeout
+        self.entry.ask.lock_timeout_ms = round(lock_timeout_s * 1000)
+        self.keeper.start()
+        # A lease that was revoked while nobody kept the session is learnt at the first keepalive: now.
+        self.keeper.wake()
+
+    def release(self) -> None:
+        """End the lease and the session.
+
+        :raises GpuLockError: if the store does not answer; both then end by themselves
+        """
+        session, wrong = self.session, None
+        self.entry.state = "ending"
+        calls = (
+            session.end_call(self.entry, "released"),
+            verbs.end(session.keys, session="", id=session.id, token=None, reason="released", what="session"),
+        )
+        if self.keeper.started:
+            session.is_open = False  # its goodbye is said here, with the lease's end in front
+            self.keeper.stop()
+        for _ in range(RELEASE_TRIES):
+            try:
+                self._ask(*calls)
+                return
+            except GpuLockError as failed:
+                wrong = failed
+        if wrong is not None:
+            raise wrong
+
+    def _ask(self, *calls: verbs.Call[Any]) -> list[Any]:
+        """Send calls on a connection of their own and return their answers."""
+        store = BlockingStore(self.session.url, deadline_s=self.session.times.rpc_deadline)
+        try:
+            return [store.ask(call) for call in calls]
+        finally:
+            store.close()

@@ -1,0 +1,83 @@
+"""The thread that keeps a run's lease: it loads the client while the command already runs, then keeps the session."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gpulockd.cli.talk import say
+from gpulockd.cli.wish import Grant, Wish
+from gpulockd.errors import GpuLockError
+from gpulockd.units import parse_duration_s
+
+if TYPE_CHECKING:  # it loads Redis, which takes longer than most short commands run
+    from gpulockd.cli.holding import Holding
+
+DEFAULT_GRACE_S = 10.0
+
+
+class Keeping:
+    """Keeps what was granted from a thread of its own; `ring` is called from there when something has happened."""
+
+    def __init__(self, grant: Grant, wish: Wish, ring: Callable[[], None]) -> None:
+        self.lost = ""
+        self.stop_requested = False
+        self.grace_s = parse_duration_s(os.environ.get("GPULOCKD_SETTLE_GRACE", DEFAULT_GRACE_S), "settle.grace")
+        self._grant = grant
+        self._wish = wish
+        self._ring = ring
+        self._holding: Holding | None = None
+        self._is_set_up = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="gpulockd-keeping", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the command has been started."""
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lease back and end the session."""
+        self._is_set_up.wait()
+        if self._holding is not None:
+            self._holding.release()
+
+    def _keep(self) -> None:
+        try:
+            from gpulockd.cli.holding import Holding
+
+            self._holding = Holding(self._grant, self._wish)
+            self._holding.open()
+        except GpuLockError as wrong:
+            self._lose(wrong.message)
+        except Exception as wrong:  # noqa: BLE001 # whatever it is, nobody keeps the lease, and the run must end
+            self._lose(f"{type(wrong).__name__}: {wrong}")
+        finally:
+            self._is_set_up.set()
+        if self._holding is not None and not self.lost:
+            self._watch(self._holding)
+
+    def _watch(self, holding: Holding) -> None:
+        stopper = threading.Thread(target=self._watch_stop, args=(holding,), name="gpulockd-stop", daemon=True)
+        stopper.start()
+        holding.entry.lost.wait_blocking()
+        self._lose(holding.entry.lost_reason or "ended")
+
+    def _watch_stop(self, holding: Holding) -> None:
+        holding.entry.stopping.wait_blocking()
+        self.stop_requested = True
+        self._ring()
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        self._ring()
+
+
+def give_back(grant: Grant, wish: Wish) -> None:
+    """Give back a lease whose command was never started."""
+    from gpulockd.cli.holding import Holding
+
+    try:
+        Holding(grant, wish).release()
+    except GpuLockError as away:
+        say(f"the lease ends by itself soon, it could not be given back: {away.message}")

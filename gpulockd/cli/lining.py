@@ -1,0 +1,189 @@
+"""Standing in line for a run: the daemon asks on its behalf and streams its place, then the lease."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from gpulockd.cli import http
+from gpulockd.cli.talk import CommandError, say
+from gpulockd.cli.wish import Grant, Wish
+from gpulockd.clock import boottime_s
+
+SILENCE_S = 15.0
+"""The daemon says something every 5 s, so such a silence is the end of the connection."""
+DAEMON_AWAY_S = 20.0
+"""How long a daemon may be away during a wait before the run gives up (a restart takes a second or two)."""
+RETRY_S = 0.2
+FRESH_S = 8.0
+"""A grant read later than this after the daemon's last word may have ended meanwhile, so it is asked for again."""
+SAY_AGAIN_S = 60.0
+LEAVE_DEADLINE_S = 1.0
+
+
+class Interrupted(BaseException):
+    """A signal ended the wait. `grant`: what was granted at the same moment and must be given back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.grant: Grant | None = None
+
+
+class NotGranted(CommandError):
+    """The line has ended without a lease; `kind` is busy, timeout, impossible, would_deadlock, store or config."""
+
+    def __init__(self, kind: str, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
+        self.kind = kind
+
+
+class Line:
+    """One wait, over as many connections as it takes."""
+
+    def __init__(self, daemon: http.Daemon, wish: Wish, *, quiet: bool) -> None:
+        self._daemon = daemon
+        self._wish = wish
+        self._teller = Teller(quiet)
+        self._deadline = None if wish.wait_s is None else time.monotonic() + wish.wait_s
+        self._heard_at: float | None = None
+
+    def wait(self) -> Grant:
+        """Return what was granted.
+
+        :raises NotGranted: if it was not
+        :raises Interrupted: if a signal came first; the place in the queue is given up
+        """
+        try:
+            with _interruptible():
+                return self._wait()
+        finally:
+            self._teller.clear()
+
+    def _wait(self) -> Grant:
+        while True:
+            try:
+                grant = self._listen()
+                if grant is not None and boottime_s() - grant.asked_at <= FRESH_S:
+                    return grant
+            except http.DaemonDown as down:
+                # A first connection that fails is an answer; a later one may be a restart of the daemon.
+                if self._heard_at is None or time.monotonic() - self._heard_at > DAEMON_AWAY_S:
+                    raise
+                self._teller.say_away(down)
+                time.sleep(RETRY_S)
+
+    def _listen(self) -> Grant | None:
+        """Ask, and hear until the lease comes, or (None) the connection breaks."""
+        left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        asked_at = boottime_s()
+        stream = self._daemon.stream("POST", "/api/v1/leases", self._wish.body(left_s), silence_s=SILENCE_S)
+        with stream:
+            try:
+                for line in stream.lines():
+                    said = json.loads(line) if line else {}
+                    self._heard_at = time.monotonic()
+                    if said.get("state") == "granted":
+                        return Grant.of(said, asked_at)
+                    if said.get("state") == "failed":
+                        self._refuse(said.get("problem") or {})
+                    asked_at = boottime_s()
+                    self._teller.tell(said)
+            except Interrupted as interrupted:
+                interrupted.grant = _granted_meanwhile(stream)
+                raise
+            except OSError:
+                return None
+        if self._heard_at is None:
+            raise http.DaemonDown(self._daemon.path, "its answer broke off")
+        time.sleep(RETRY_S)
+        return None
+
+    def _refuse(self, problem: dict[str, Any]) -> NoReturn:
+        kind = str(problem.get("kind") or "store")
+        if kind == "busy" and self._wish.wait_s:
+            kind = "timeout"  # the wait limit ran out while the daemon was away
+        what = str(problem.get("detail") or problem.get("title") or "not granted")
+        raise NotGranted(kind, what, str(problem.get("hint") or ""))
+
+
+def _granted_meanwhile(stream: http.Stream) -> Grant | None:
+    for line in stream.leave(LEAVE_DEADLINE_S):
+        try:
+            said = json.loads(line or b"{}")
+        except ValueError:
+            continue
+        if said.get("state") == "granted":
+            return Grant.of(said, boottime_s())
+    return None
+
+
+class Teller:
+    """Tells the place: one line refreshed in place on a terminal, else when it changes and once a minute."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._in_place = sys.stderr.isatty()
+        self._is_shown = False
+        self._told: object = None
+        self._told_at = 0.0
+
+    def tell(self, said: dict[str, Any]) -> None:
+        """Say what a line of the stream says."""
+        text = str(said.get("text") or f"place {said.get('place')} of {said.get('queued')}")
+        if self._quiet or said.get("state") != "waiting":
+            return
+        if self._in_place:
+            sys.stderr.write(f"\r\033[Kgpulockd: waiting: {text}  [Ctrl-C leaves the queue]")
+            sys.stderr.flush()
+            self._is_shown = True
+            return
+        # The holder's age changes all the time; the place is what matters in a log.
+        told, now = (said.get("place"), said.get("queued")), time.monotonic()
+        if told != self._told or now - self._told_at >= SAY_AGAIN_S:
+            self._told, self._told_at = told, now
+            say(f"waiting: {text}")
+
+    def say_away(self, down: http.DaemonDown) -> None:
+        """Say once that the daemon is away."""
+        if self._told != "away":
+            self._told, self._told_at = "away", time.monotonic()
+            self.clear()
+            say(f"{down.what}; keeping the place for {DAEMON_AWAY_S:g} s")
+
+    def clear(self) -> None:
+        """Take the line that is refreshed in place away."""
+        if self._is_shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._is_shown = False
+
+
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the signals that end a wait raise `Interrupted`; those that the caller ignores stay ignored."""
+
+    def interrupt(number: int, _: object) -> None:
+        # One is enough: a second would cut short the leaving.
+        for other in caught:
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    caught = {number: signal.getsignal(number) for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN}
+    for number in caught:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        # What comes between two handlers waits for the next one, and ends as the command's own signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+        for number, handler in caught.items():
+            signal.signal(number, handler)

@@ -1,0 +1,48 @@
+"""The command line's own forms: a parser whose errors have three parts, and types for durations and GPUs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from gpulockd.cli.talk import USAGE, CommandError
+from gpulockd.errors import GpuLockError
+from gpulockd.units import parse_duration_s
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of one command. Its errors are `CommandError`s with the exit code `usage_code`."""
+
+    def __init__(self, command: str, description: str, *, usage_code: int = USAGE, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"gpulockd {command}", description=description, usage=usage, allow_abbrev=False, add_help=True
+        )
+        self.usage_code = usage_code
+        self.add_argument("--debug", action="store_true", help="show the trace of an unexpected error")
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise CommandError(f"{self.prog.partition(' ')[2]}: {message}", f"'{self.prog} --help'", self.usage_code)
+
+    def json_flag(self) -> None:
+        """Add `--json`, which every listing has."""
+        self.add_argument("--json", action="store_true", help="print JSON")
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make an argparse type of a function that refuses with our own errors."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except GpuLockError as wrong:
+            raise argparse.ArgumentTypeError(wrong.message) from None
+
+    return convert
+
+
+duration = checked(parse_duration_s)
+"""A duration: seconds, "250ms", "5m", "1h30m" (in seconds)."""

@@ -1,0 +1,46 @@
+"""`gpulockd queue`: who waits, and for what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from gpulockd.cli import http
+from gpulockd.cli.options import Parser
+from gpulockd.cli.records import name_of, process_of, seconds, task_of, wants_of
+from gpulockd.cli.talk import OK, table
+
+HEAD = ("PLACE", "TASK", "PROCESS", "WANTS", "PRIORITY", "WAITED", "")
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the queue, the next one first; above it, in short, who holds."""
+    parser = Parser("queue", "Who waits, for what and since when; the next one first.")
+    parser.json_flag()
+    args = parser.parse_args(words)
+    daemon = http.find()
+    line = daemon.get("/api/v1/queue")
+    if args.json:
+        print(json.dumps({"queue": line["queue"], "queued": line["queued"]}, indent=2))
+        return OK
+    holders = daemon.get("/api/v1/leases")["leases"]
+    rows = [
+        (
+            str(ticket.get("place") or ""),
+            task_of(ticket),
+            process_of(ticket),
+            wants_of(ticket),
+            str(ticket.get("priority", 0)),
+            seconds(ticket.get("waited_ms")),
+            "away" if ticket.get("state") == "away" else "",
+        )
+        for ticket in line["queue"]
+    ]
+    # People take an empty queue for an idle machine, so who runs stands beside who waits.
+    for lease in holders:
+        gpus = ", ".join(name_of(key) for key in lease["gpus"])
+        print(f"GPU {gpus} held by {task_of(lease)} for {seconds(lease.get('held_ms'))}")
+    print(table(HEAD, rows) if rows else "nobody waits")
+    if line["queued"] > len(rows):
+        print(f"and {line['queued'] - len(rows)} more")
+    return OK

@@ -1,0 +1,60 @@
+"""How the daemon's records read: gpus and tickets as JSON, told in few words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulockd.units import format_duration
+
+Record = dict[str, Any]
+
+
+def name_of(key: str) -> str:
+    """A GPU's short name: "0" for "gpu_lock:0", else the key."""
+    short = key.removeprefix("gpu_lock:")
+    return short if short.isdigit() else key
+
+
+def task_of(ticket: Record) -> str:
+    """The task and which run of it: "ocr-batch #8812"."""
+    job = ticket.get("job") or {}
+    task, task_id = str(job.get("task") or "somebody"), str(job.get("task_id") or "")
+    return f"{task} {task_id}" if task_id and not task_id.startswith(f"{task}#") else task_id or task
+
+
+def process_of(ticket: Record) -> str:
+    """Pid and user: "48177 ocr"."""
+    process = ticket.get("process") or {}
+    return f"{process['pid']} {process.get('user', '')}".strip() if process.get("pid") else ""
+
+
+def seconds(ms: object) -> str:
+    """A time in ms as people read it."""
+    return format_duration(float(ms) / 1000) if isinstance(ms, int | float) else ""
+
+
+def progress_of(ticket: Record) -> str:
+    """How far the work is: "64 % frame 412"."""
+    percent, note = ticket.get("percent"), ticket.get("note")
+    return " ".join(part for part in (f"{percent:g} %" if percent is not None else "", note or "") if part)
+
+
+def wants_of(ticket: Record) -> str:
+    """What a ticket waits for: "2 GPUs", "GPU 0, 3", "8 GiB of any GPU"."""
+    try:
+        mode, count, memory_mib, place = str(ticket.get("wants", "")).split(":", 3)
+    except ValueError:
+        return str(ticket.get("wants", ""))
+    if place == "any":
+        where = "any GPU" if count == "1" else f"any {count} GPUs"
+    else:
+        where = "GPU " + ", ".join(name_of(key) for key in place.split(","))
+    if memory_mib == "0":
+        return where
+    size = f"{int(memory_mib) / 1024:g} GiB"
+    return f"{where} with {size}" if mode == "exclusive" else f"{size} of {where}"
+
+
+def gib(mib: object) -> str:
+    """Memory in MiB as people read it."""
+    return f"{float(mib) / 1024:.0f} GiB" if isinstance(mib, int | float) else ""

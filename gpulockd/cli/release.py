@@ -1,0 +1,42 @@
+"""`gpulockd release`: take a GPU from its holder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from gpulockd.cli import http
+from gpulockd.cli.options import Parser
+from gpulockd.cli.records import name_of
+from gpulockd.cli.talk import NEGATIVE, OK, CommandError, say
+
+
+def main(words: Sequence[str]) -> int:
+    """End one lease, whoever holds it; exit code 1 if there is none."""
+    parser = Parser("release", "Take a GPU from its holder: the next in the queue gets it.")
+    parser.add_argument("what", metavar="GPU|KEY|LEASE", help="a GPU's index, a lock's key or a lease's id")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask on a terminal")
+    parser.json_flag()
+    args = parser.parse_args(words)
+    daemon = http.find()
+    if not args.yes and sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"gpulockd: take {args.what} from its holder? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            say("nothing was changed")
+            return NEGATIVE
+    try:
+        ended = daemon.ask("DELETE", f"/api/v1/leases/{http.segment(args.what)}")
+    except http.Refused as refused:
+        if refused.status == 404:
+            raise CommandError(
+                f"nothing is held as {args.what!r}", "'gpulockd status' lists what is held", NEGATIVE
+            ) from refused
+        raise
+    if args.json:
+        print(json.dumps(ended, indent=2))
+    else:
+        gpus = ended.get("gpus") or []
+        keys = [gpu if isinstance(gpu, str) else gpu["key"] for gpu in gpus]
+        print(f"released {', '.join(f'GPU {name_of(key)}' for key in keys) or args.what} (lease {ended.get('lease')})")
+    return OK

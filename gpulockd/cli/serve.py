@@ -1,0 +1,54 @@
+"""`gpulockd serve`: the daemon of this host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpulockd.cli.options import Parser
+from gpulockd.cli.talk import INVALID_HINT, USAGE, CommandError
+from gpulockd.errors import ConfigError, StoreUnavailable
+
+
+def parser() -> Parser:
+    """The options of the daemon; the demo takes them too."""
+    made = Parser("serve", "Offer this host's GPUs, keep their line, and serve the page. Ctrl-C stops it.")
+    made.add_argument("--config", metavar="FILE", help="config.yml; default: GPULOCKD_CONFIG, then the usual places")
+    made.add_argument("--simulate", type=int, metavar="N", help="N simulated GPUs; 0: never simulate")
+    made.add_argument("--listen", metavar="HOST:PORT", help="of HTTP and page; default 127.0.0.1:8788")
+    made.add_argument("--socket", metavar="PATH", help="the API's unix socket, or the folder of all sockets")
+    made.add_argument("--redis", metavar="URL|embedded", help="the store; default: a private Valkey")
+    made.add_argument("--pool", metavar="NAME", help="the pool's name")
+    made.add_argument("--state-dir", metavar="DIR", help="where state is kept")
+    made.add_argument("--stop-store", action="store_true", help="stop the private store at the end too")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the daemon until SIGTERM or Ctrl-C."""
+    args = parser().parse_args(words)
+    if args.simulate is not None and args.simulate < 0:
+        raise CommandError(f"serve: --simulate {args.simulate}: say how many GPUs, or 0", "", USAGE)
+    try:
+        import anyio
+
+        from gpulockd.daemon.serve import Options, serve
+    except ImportError as missing:
+        raise CommandError(
+            f"the daemon needs the package {missing.name!r}", "pip install 'gpulockd[server]'", USAGE
+        ) from None
+    options = Options(
+        config=args.config,
+        simulate=args.simulate,
+        listen=args.listen,
+        socket=args.socket,
+        redis=args.redis,
+        pool=args.pool,
+        state_dir=args.state_dir,
+        stop_store=args.stop_store,
+    )
+    try:
+        return anyio.run(serve, options)
+    except ConfigError as wrong:
+        raise CommandError(wrong.message, INVALID_HINT, USAGE) from None
+    except StoreUnavailable as away:
+        raise CommandError(away.message) from None

@@ -1,0 +1,67 @@
+"""How commands speak: data on stdout, talk on stderr, errors in three parts, colours only on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+OK, NEGATIVE, USAGE, NO_DAEMON, NOT_PERMITTED = 0, 1, 2, 3, 4
+"""Exit codes of every command but `run`."""
+
+INVALID_HINT = "'gpulockd serve --help' lists the options; config.yml has the settings"
+
+_COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked: what, where, and what to do about it (`hint`); `code` is its exit code."""
+
+    def __init__(self, what: str, hint: str = "", code: int = NEGATIVE) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.code = code
+
+
+def say(text: str) -> None:
+    """Say something to the person: one line on stderr. A closed stderr is no reason to stop."""
+    try:
+        print(f"gpulockd: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+def complain(wrong: CommandError) -> None:
+    """Say what went wrong and what to do."""
+    say(wrong.what)
+    if wrong.hint:
+        try:
+            print(f"  hint: {wrong.hint}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            return
+
+
+def is_colourful(stream: TextIO) -> bool:
+    """Whether colours help there: a terminal, and NO_COLOR not set."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def paint(text: str, colour: str) -> str:
+    """The text in a colour, where stdout shows colours."""
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m" if is_colourful(sys.stdout) else text
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[str | None] | None = None) -> str:
+    """Rows in columns under a head; `colours` has one colour or None a row."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [_line(head, widths)]
+    for i, row in enumerate(rows):
+        colour = colours[i] if colours else None
+        lines.append(paint(_line(row, widths), colour) if colour else _line(row, widths))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

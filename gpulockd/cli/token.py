@@ -1,0 +1,46 @@
+"""`gpulockd token`: the token that writes over TCP need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from gpulockd.cli.options import Parser
+from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError
+
+TOKEN_FILE = "api-token"
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the token."""
+    parser = Parser("token", "Print the token that writes over TCP need (Authorization: Bearer …).")
+    parser.add_argument("--state-dir", metavar="DIR", help="the daemon's state folder; default: the usual ones")
+    folders = _folders(parser.parse_args(words).state_dir)
+    for folder in folders:
+        path = os.path.join(folder, TOKEN_FILE)
+        try:
+            with open(path, encoding="utf-8") as file:
+                print(file.read().strip())
+            return OK
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            raise CommandError(
+                f"cannot read {path} (not permitted)", "ask as the user that runs the daemon", NOT_PERMITTED
+            ) from None
+    raise CommandError(
+        f"no token in {' or '.join(folders)}",
+        "the daemon makes it at its first start ('gpulockd serve'); --state-dir names another folder",
+        NEGATIVE,
+    )
+
+
+def _folders(named: str | None) -> list[str]:
+    """The state folders in which a token may lie, best first."""
+    if named:
+        return [os.path.abspath(os.path.expanduser(named))]
+    if os.environ.get("STATE_DIRECTORY"):
+        return [os.environ["STATE_DIRECTORY"].split(":")[0]]
+    home = os.environ.get("HOME") or os.path.expanduser("~")
+    user = os.environ.get("XDG_STATE_HOME") or ("" if os.getuid() == 0 else os.path.join(home, ".local/state"))
+    return [*([os.path.join(user, "gpulockd")] if user else []), "/var/lib/gpulockd"]

@@ -1,0 +1,78 @@
+"""What a run asks for, as its request says it, the same at every try."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+
+class Wish(NamedTuple):
+    """A run's request. Times are in seconds; `wait_s` and `limit_s` None mean the pool's setting."""
+
+    gpu_count: int | None
+    gpus: tuple[int | str, ...] | None
+    memory: str | None
+    priority: int
+    wait_s: float | None
+    limit_s: float | None
+    task: str
+    inside: tuple[str, int] | None
+    process: dict[str, Any]
+    session: str
+    ticket: str
+
+    def body(self, wait_s: float | None) -> dict[str, Any]:
+        """The request's JSON, with so much of the wait limit left (in seconds)."""
+        return {
+            "count": self.gpu_count,
+            "gpus": list(self.gpus) if self.gpus is not None else None,
+            "memory": self.memory,
+            "priority": self.priority,
+            "max_wait_time": wait_s,
+            "task": self.task,
+            "hard_timeout": self.limit_s,
+            "session": self.session,
+            "ticket": self.ticket,
+            "process": self.process,
+            "inside": list(self.inside) if self.inside else None,
+        }
+
+
+class Grant(NamedTuple):
+    """What a request was granted. `asked_at` (seconds on CLOCK_BOOTTIME): when the daemon surely still kept it."""
+
+    lease: str
+    token: int
+    pool: str
+    gpus: tuple[dict[str, Any], ...]
+    waited_s: float
+    store: str
+    env: dict[str, str]
+    asked_at: float
+
+    @classmethod
+    def of(cls, said: dict[str, Any], asked_at: float) -> Grant:
+        """Read the line that says so."""
+        return cls(
+            lease=str(said["lease"]),
+            token=int(said["token"]),
+            pool=str(said["pool"]),
+            gpus=tuple(said["gpus"]),
+            waited_s=float(said.get("waited_s") or 0.0),
+            store=str(said["store"]),
+            env={str(name): str(value) for name, value in (said.get("env") or {}).items()},
+            asked_at=asked_at,
+        )
+
+    @property
+    def shown(self) -> str:
+        """The GPUs as people read them: "GPU 1 (NVIDIA H200)"."""
+        names = [str(gpu["key"]) if gpu.get("index") is None else f"GPU {gpu['index']}" for gpu in self.gpus]
+        models = sorted({str(gpu["name"]) for gpu in self.gpus if gpu.get("name")})
+        return ", ".join(names) + (f" ({', '.join(models)})" if models else "")
+
+
+def inherited_pair() -> tuple[str, int] | None:
+    """The lease of the run that this command was started in, if it was."""
+    lease, token = os.environ.get("GPULOCKD_LEASE"), os.environ.get("GPULOCKD_TOKEN", "")
+    return (lease, int(token)) if lease and token.isdigit() else None

@@ -1,0 +1,279 @@
+"""The daemon's standing in its pool: a session of its own, and the offer of this host's GPUs.
+
+Its law: whoever may have lost the offer is offered again: another server, an emptied one, an ended session. Nothing
+asks for that on a clock; the answers of scripts that run anyway show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+import structlog
+
+from gpulockd.client.keeper import Keeper
+from gpulockd.client.line import Line
+from gpulockd.client.session import OpenAnswer, Session
+from gpulockd.client.whoami import machine
+from gpulockd.clock import boottime_s
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+from gpulockd.hardware.cards import Cards
+from gpulockd.hardware.nvml import NvmlUnavailable
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.ledger.store import Store
+from gpulockd.ledger.verbs import Call, Terms
+from gpulockd.model import Gpu
+from gpulockd.settings import Settings
+
+RETRY_S = 0.2
+MOST_RETRY_S = 5.0
+NVML_RETRY_S = 10.0
+REBOOT_RETRY_S = 0.5
+GOODBYE_S = 2.0
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class ElsewhereError(ConfigError):
+    """The pool belongs to another host: choose another pool with --pool, or another Redis."""
+
+    host: str = ""
+
+
+class OfferingSession(Session):
+    """The daemon's session. It tells when an answer shows another epoch, or when it has begun anew."""
+
+    on_change: Callable[[], None] | None = None
+    _seen: tuple[str, str] = ("", "")
+
+    def heard(self, asked_at: float, answer: a.Answer) -> None:
+        """As every session, and look whether the offer may be lost; also called by the keepalive thread."""
+        super().heard(asked_at, answer)
+        now = (self.id, answer.clock.epoch)
+        if now != self._seen:
+            self._seen = now
+            if self.on_change is not None:
+                self.on_change()
+
+    def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
+        """:raises ElsewhereError: if the daemon of another host offers this pool"""
+        if isinstance(answer, a.Elsewhere):
+            raise _elsewhere(self.pool, answer)
+        return super().opened(asked_at, answer, asked_id)
+
+
+class Offering:
+    """This host's GPUs in its pool. `ready` says whether the offer stands, `trouble` why not."""
+
+    def __init__(self, session: OfferingSession, settings: Settings, cards: Cards) -> None:
+        self.session = session
+        self.cards = cards
+        self.keeper = Keeper(session)
+        self.line = Line(session, self.keeper)
+        self.trouble = "the GPUs are not offered yet"
+        self.gpus: tuple[Gpu, ...] = ()
+        self._defaults = defaults_of(settings)
+        self._vouched_run_id: str | None = None
+        self._fresh = False
+        self._offered_as = ("", "")
+        self._epoch = ""
+        self._changed = anyio.Event()
+        self._loop = asyncio.get_running_loop()
+        session.on_change = self._look_from_thread
+
+    def __repr__(self) -> str:
+        return f"<Offering {self.session.pool} {self.trouble or f'{len(self.gpus)} GPUs'}>"
+
+    @property
+    def ready(self) -> bool:
+        """Whether the present epoch of the store has this host's offer, as far as is known."""
+        return not self.trouble
+
+    @property
+    def store(self) -> Store:
+        """The daemon's command connection."""
+        return self.line.store
+
+    def vouch(self, run_id: str | None, *, fresh: bool) -> None:
+        """Take what is known of the embedded store.
+
+        :param run_id: the server process that surely lost nothing; None: nobody knows
+        :param fresh: nobody can have used the store since this boot began
+        """
+        self._vouched_run_id, self._fresh = run_id, fresh
+
+    async def store_restarted(self, run_id: str | None) -> None:
+        """The embedded store runs again, as `run_id` if it lost nothing: offer at once."""
+        self.vouch(run_id, fresh=False)
+        self._offered_as = ("", "")
+        self._changed.set()
+
+    async def ask(self, call: Call[T]) -> T:
+        """Run a script that is nobody's (an operator's, a picture's), and look at its epoch.
+
+        :raises StoreUnavailable: if no answer came within the deadline
+        """
+        answer = await self.store.ask(call)
+        if isinstance(answer, a.Answer) and answer.clock.epoch != self._epoch:
+            self._epoch = answer.clock.epoch
+            self._changed.set()
+        elif isinstance(answer, a.Unopened):
+            self._offered_as = ("", "")
+            self._changed.set()
+        return answer
+
+    async def open(self) -> None:
+        """Open the session; after a reboot of this host wait until the ledger has ended its earlier offer.
+
+        :raises ElsewhereError: if another host offers this pool
+        :raises ConfigError: if the store cannot be used
+        :raises StoreUnavailable: if it does not answer
+        """
+        until_s = boottime_s() + self.session.terms.ttl_ms / 1000 + 2.0
+        said = False
+        while True:
+            try:
+                return await self.line.ready()
+            except ElsewhereError as other:
+                if other.host != socket.gethostname() or boottime_s() > until_s:
+                    raise
+                if not said:
+                    said = True
+                    _log.info("offer.waits", message="waiting for the end of this host's offer of an earlier boot")
+                await anyio.sleep(REBOOT_RETRY_S)
+
+    async def offer(self) -> None:
+        """Put the cards at the pool's disposal.
+
+        :raises NvmlUnavailable: if the driver does not answer now
+        :raises ElsewhereError: if another host offers this pool
+        :raises StoreUnavailable: if the store does not answer
+        """
+        try:
+            gpus = await self.cards.list()
+            answer = await self._offered([_with_memory(gpu) for gpu in gpus])
+        except GpuLockError as trouble:
+            self.trouble = trouble.message
+            raise
+        self.gpus, self.trouble, self._fresh = gpus, "", False
+        self._epoch = answer.clock.epoch
+        self._offered_as = (self.session.id, self._epoch)
+        _log.info(
+            "offer.stands", gpus=len(gpus), how=answer.how, frozen_ms=answer.frozen_ms, message=self.cards.describe()
+        )
+        if self.cards.source == "nvml":
+            await self.store.enlist_host(self.session.process.boot_id, self.session.pool)
+
+    async def _offered(self, gpus: list[Gpu]) -> a.Offered:
+        session, known_pool = self.session, None
+        await self.line.ready()
+        for _ in range(4):
+            call = verbs.offer(
+                session.keys,
+                session=session.id,
+                process=session.process,
+                machine=machine(),
+                terms=session.terms,
+                defaults=self._defaults,
+                gpus=gpus,
+                complete_run_id=self._vouched_run_id,
+                known_pool=known_pool,
+                fresh=self._fresh,
+            )
+            answer = await self.store.ask(call)
+            if isinstance(answer, a.Offered):
+                return answer
+            if isinstance(answer, a.Elsewhere):
+                raise _elsewhere(session.pool, answer)
+            if isinstance(answer, a.AskFleet):
+                known_pool = await self.store.knows_pool(session.pool)
+            else:
+                session.is_open = False
+                await self.line.ready()
+        raise StoreUnavailable(f"the offer in pool {session.pool} was refused as often as it was made")
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Offer again whenever the offer may be lost, until cancelled."""
+        task_status.started()
+        while True:
+            if self._stands():
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            if not self._stands():
+                await self._offer_until_it_stands()
+
+    def _stands(self) -> bool:
+        return self._offered_as == (self.session.id, self._epoch)
+
+    async def _offer_until_it_stands(self) -> None:
+        pause_s = RETRY_S
+        while True:
+            try:
+                return await self.offer()
+            except StoreUnavailable as away:
+                _log.warning("offer.store_away", message=away.message)
+            except NvmlUnavailable as away:
+                _log.warning("offer.nvml_away", message=away.message)
+                pause_s = NVML_RETRY_S
+            except ConfigError as refused:
+                _log.error("offer.refused", message=refused.message)
+                pause_s = NVML_RETRY_S
+            with anyio.move_on_after(pause_s):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            await anyio.sleep(RETRY_S)
+            pause_s = min(2 * pause_s, MOST_RETRY_S)
+
+    def _look_from_thread(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._look)
+        except RuntimeError:  # the loop is closed, the daemon has ended
+            return
+
+    def _look(self) -> None:
+        if self.session.clock is not None:
+            self._epoch = self.session.clock.epoch
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Say goodbye: the session ends in the ledger, the offer stays."""
+        if self.keeper.started:
+            await anyio.to_thread.run_sync(self.keeper.stop, GOODBYE_S)
+        await self.line.aclose()
+
+
+def defaults_of(settings: Settings) -> dict[str, Any]:
+    """Return what the pool publishes for its clients, as plain JSON values."""
+    return {name: msgspec.to_builtins(getattr(settings, name)) for name in ("gpu_lock", "session", "gpu_lock_monitor")}
+
+
+def open_session(url: str, pool: str, settings: Settings, api_socket: str) -> OfferingSession:
+    """Return the daemon's session, not open yet.
+
+    :raises ConfigError: if `pool` cannot be the name of a pool
+    """
+    terms = Terms.of(settings.session, settings.queue, settings.settle)
+    return OfferingSession(url, pool, settings.session, terms, socket=api_socket)
+
+
+def _with_memory(gpu: Gpu) -> Gpu:
+    """A card that shares the host's memory has none to be divided."""
+    return gpu if gpu.memory_mib is not None else msgspec.structs.replace(gpu, memory_mib=0)
+
+
+def _elsewhere(pool: str, answer: a.Elsewhere) -> ElsewhereError:
+    host = answer.host or answer.boot_id
+    return ElsewhereError(
+        f"pool {pool!r} is offered by a daemon that runs on host {host!r}: give this host a pool of its own "
+        "(--pool NAME, GPULOCKD_POOL or 'pool:' in config.yml), or stop that daemon",
+        host=answer.host,
+    )

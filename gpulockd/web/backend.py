@@ -1,0 +1,85 @@
+"""What the routes know of the daemon that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.abc
+
+from gpulockd.errors import StoreUnavailable
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.verbs import Call, Terms
+from gpulockd.model import Snapshot
+from gpulockd.settings import Settings
+from gpulockd.web.feed import Feed
+
+T = TypeVar("T")
+
+PICTURE_AGE_S = 0.2
+
+
+class Asks(Protocol):
+    """Sends a script on the daemon's own connection."""
+
+    async def __call__(self, call: Call[T]) -> T: ...
+
+
+@dataclass(kw_only=True)
+class Backend:
+    """One daemon, as its web sees it.
+
+    :param url: the store's
+    :param api_socket: path of the unix socket
+    :param reasons: why the daemon is not ready, empty if it is
+    :param tasks: what outlives a request runs here
+    :param stopping: set when the daemon stops: streams must end
+    """
+
+    pool: str
+    url: str
+    api_socket: str
+    settings: Settings
+    version: str
+    token: str
+    uid: int
+    ask: Asks
+    feed: Feed
+    reasons: Callable[[], tuple[str, ...]]
+    tasks: anyio.abc.TaskGroup
+    stopping: anyio.Event
+    _looking: anyio.Lock = field(default_factory=anyio.Lock)
+    _picture: Snapshot | None = None
+    _pictured_at: float = 0.0
+
+    @property
+    def keys(self) -> PoolKeys:
+        """The keys of the pool."""
+        return PoolKeys(self.pool)
+
+    @property
+    def terms(self) -> Terms:
+        """The pool's times, as the configuration says them."""
+        return Terms.of(self.settings.session, self.settings.queue, self.settings.settle)
+
+    async def look(self, *, first: int = 0, length: int = 256) -> Snapshot:
+        """See the pool now, and `length` places of its queue from `first` (0 = the head).
+
+        :raises StoreUnavailable: if the store does not answer, or has no books of this pool yet
+        """
+        answer = await self.ask(verbs.snapshot(self.keys, first=first, length=length))
+        if not isinstance(answer, a.Pictured):
+            raise StoreUnavailable(f"the store knows nothing of pool {self.pool!r} yet")
+        return answer.snapshot
+
+    async def picture(self) -> Snapshot:
+        """See the pool as it was at most a moment ago: one look serves all streams."""
+        async with self._looking:
+            if self._picture is None or anyio.current_time() - self._pictured_at > PICTURE_AGE_S:
+                self._picture = await self.look()
+                self._pictured_at = anyio.current_time()
+            return self._picture

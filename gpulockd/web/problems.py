@@ -1,0 +1,84 @@
+"""Errors as RFC 9457 problems: every one carries a hint that says what to do."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+from starlette.responses import Response
+
+from gpulockd.errors import (
+    ConfigError,
+    GpuLockError,
+    GpuLockTimeout,
+    ImpossibleRequest,
+    LeaseLost,
+    StoreUnavailable,
+    WouldDeadlock,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong: `kind` is one word for programs, `hint` says what to do."""
+
+    status: int
+    title: str
+    kind: str
+    detail: str = ""
+    hint: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class ProblemError(Exception):
+    """Answers a request with a problem.
+
+    :param headers: further headers of the answer
+    """
+
+    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
+        super().__init__(problem.detail or problem.title)
+        self.problem = problem
+        self.headers = headers or {}
+
+
+def problem(status: int, kind: str, detail: str, hint: str, *, reasons: tuple[str, ...] = ()) -> Problem:
+    """Return a problem whose title is the status's own phrase."""
+    title = HTTPStatus(status).phrase
+    return Problem(status=status, title=title, kind=kind, detail=detail, hint=hint, reasons=reasons)
+
+
+def refusal(
+    status: int, kind: str, detail: str, hint: str, *, headers: dict[str, str] | None = None
+) -> ProblemError:
+    """Return the error to raise in a handler."""
+    return ProblemError(problem(status, kind, detail, hint), headers)
+
+
+_OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
+    (StoreUnavailable, 503, "store", "the daemon tries again by itself; ask again in a moment"),
+    (ImpossibleRequest, 422, "impossible", "GET /api/v1/gpus lists what there is"),
+    (WouldDeadlock, 409, "would_deadlock", "ask for all GPUs in one call"),
+    (LeaseLost, 410, "lost", "stop using the GPU and ask again"),
+    (ConfigError, 422, "config", "correct the value that is named"),
+)
+
+
+def of_error(error: GpuLockError) -> Problem:
+    """Return the problem that one of our errors means."""
+    if isinstance(error, GpuLockTimeout):
+        if error.waited_s < 0.5 and error.place is None:
+            return problem(409, "busy", error.message, "ask with max_wait_time to wait for it")
+        return problem(408, "timeout", error.message, "wait longer with max_wait_time, or raise priority")
+    for kind, status, word, hint in _OURS:
+        if isinstance(error, kind):
+            return problem(status, word, error.message, hint)
+    return problem(500, "internal", error.message, "the daemon's log says more")
+
+
+def response(found: Problem, headers: dict[str, str] | None = None) -> Response:
+    """Return the HTTP answer for a problem."""
+    return Response(
+        msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=dict(headers or {})
+    )

@@ -1,0 +1,97 @@
+"""Handlers that read: how the daemon is, the pool, its gpus, leases and queue; and the one that ends a lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulockd.ledger import answers as a
+from gpulockd.ledger import verbs
+from gpulockd.model import GPU_KEY_PREFIX, Snapshot, TicketRecord
+from gpulockd.web import views
+from gpulockd.web.auth import check_owner
+from gpulockd.web.problems import ProblemError, problem, refusal
+from gpulockd.web.table import Visit
+
+LONGEST_PAGE = 256
+FARTHEST_PLACE = 10**9
+
+
+async def livez(visit: Visit) -> views.Live:
+    """The process serves requests."""
+    return views.Live()
+
+
+async def readyz(visit: Visit) -> views.Ready:
+    """:raises ProblemError: 503 with the reasons, if GPUs cannot be had"""
+    reasons = visit.backend.reasons()
+    snapshot: Snapshot | None = None
+    if not reasons:
+        snapshot = await visit.backend.look(length=1)
+        if not snapshot.offered:
+            reasons = (f"nobody offers GPUs in pool {snapshot.pool!r}",)
+    if snapshot is None or reasons:
+        hint = "the daemon tries again by itself; its log says more"
+        raise ProblemError(problem(503, "not_ready", "; ".join(reasons), hint, reasons=reasons))
+    return views.Ready(status="ready", pool=snapshot.pool, gpus=sum(record.offered for record in snapshot.gpus))
+
+
+async def pools(visit: Visit) -> views.Pools:
+    """The pool of this daemon."""
+    return views.Pools(pools=(views.pool_view(await visit.backend.look(length=1)),))
+
+
+async def gpus(visit: Visit) -> views.Gpus:
+    """The gpus, offered ones first."""
+    snapshot = await visit.backend.look(length=1)
+    return views.Gpus(
+        pool=snapshot.pool, gpus=tuple(views.gpu_view(record, snapshot) for record in snapshot.gpus)
+    )
+
+
+async def leases(visit: Visit) -> views.Leases:
+    """All leases, with the members of runs."""
+    snapshot = await visit.backend.look(length=1)
+    return views.Leases(pool=snapshot.pool, leases=tuple(views.lease_view(lease) for lease in snapshot.leases))
+
+
+async def queue(visit: Visit) -> views.Queue:
+    """One page of the queue."""
+    first = visit.number("first", 0, FARTHEST_PLACE)
+    length = visit.number("length", LONGEST_PAGE, LONGEST_PAGE)
+    snapshot = await visit.backend.look(first=first, length=max(1, length))
+    page = tuple(views.ticket_view(ticket) for ticket in snapshot.queue[:length])
+    return views.Queue(pool=snapshot.pool, queued=snapshot.queued, first=first, queue=page)
+
+
+async def end_lease(visit: Visit) -> views.Ended:
+    """Take exactly the lease away that stands now; who comes after it is not touched.
+
+    :raises ProblemError: 404 if nothing is there, 403 if it is another user's, 409 for a card that several share
+    """
+    name = visit.request.path_params["id"]
+    snapshot = await visit.backend.look(length=1)
+    found = _found(snapshot, name)
+    check_owner(visit.caller, found.process.user if found.process else "")
+    call = verbs.end(visit.backend.keys, session="", id=found.id, token=found.token, reason="revoked")
+    answer: Any = await visit.backend.ask(call)
+    if not isinstance(answer, a.Ended):
+        raise _nothing(name)
+    return views.Ended(
+        id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason
+    )
+
+
+def _found(snapshot: Snapshot, name: str) -> TicketRecord:
+    key = f"{GPU_KEY_PREFIX}{int(name)}" if name.isascii() and name.isdigit() and len(name) < 6 else name
+    holders = [lease for lease in snapshot.leases if lease.state != "member"]
+    found = [lease for lease in holders if lease.id == name] or [lease for lease in holders if key in lease.gpus]
+    if not found:
+        raise _nothing(name)
+    if len(found) > 1:
+        ids = ", ".join(lease.id for lease in found)
+        raise refusal(409, "ambiguous", f"{name} is shared by {len(found)} leases", f"name one of them: {ids}")
+    return found[0]
+
+
+def _nothing(name: str) -> ProblemError:
+    return refusal(404, "not_found", f"nobody holds {name[:128]!r}", "GET /api/v1/leases lists what is held")

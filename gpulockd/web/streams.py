@@ -1,0 +1,139 @@
+"""Answers that go on: the events of the pool (SSE), and the response that a handler writes line by line.
+
+Its law: a stream ends with its peer, with its work, or with the daemon, whichever comes first, and its work is then over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.web.backend import Backend
+from gpulockd.web.feed import Happened
+from gpulockd.web.problems import of_error, refusal
+from gpulockd.web.problems import response as problem_response
+from gpulockd.web.table import Visit
+
+PING_S = 15.0
+RETRY_S = 1.0
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class Stream(Response):
+    """Runs `work(write)` as long as the peer listens. What it raises before its first write is a problem of its own.
+
+    :param work: writes the body; it is cancelled when the peer goes
+    :param on_error: turns an error after the first write into the last bytes
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Write], Awaitable[None]],
+        *,
+        media_type: str,
+        on_error: Callable[[GpuLockError], bytes] | None = None,
+    ) -> None:
+        super().__init__(media_type=media_type, headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._work = work
+        self._on_error = on_error
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the work is done or the peer is gone."""
+
+        async def write(body: bytes) -> None:
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        async def leave_with_peer() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave_with_peer)
+            try:
+                await self._work(write)
+            except GpuLockError as error:
+                if not self._started:
+                    await problem_response(of_error(error))(scope, receive, send)
+                    tasks.cancel_scope.cancel()
+                    return
+                if self._on_error is not None:
+                    await write(self._on_error(error))
+            if self._started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            tasks.cancel_scope.cancel()
+
+
+async def events(visit: Visit) -> Stream:
+    """The pool's events as they happen, after `Last-Event-ID` (a seq) or of the last `since`.
+
+    :raises ProblemError: 422 if neither can be read
+    """
+    backend = visit.backend
+    last = visit.request.headers.get("last-event-id")
+    since = visit.request.query_params.get("since")
+    if last is not None:
+        seen = _seq(last)
+    elif since is not None:
+        seen = await backend.feed.seq_before(since)
+    else:
+        seen = backend.feed.last
+
+    async def work(write: Write) -> None:
+        await write(f"retry: {round(RETRY_S * 1000)}\n\n".encode())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_when_set, backend.stopping, tasks.cancel_scope)
+            await _follow(backend, seen, write)
+
+    return Stream(work, media_type="text/event-stream")
+
+
+async def _follow(backend: Backend, seen: int, write: Write) -> None:
+    while True:
+        with anyio.move_on_after(PING_S) as quiet:
+            await backend.feed.changed(seen)
+        if quiet.cancelled_caught:
+            await write(b": ping\n\n")
+            continue
+        try:
+            happened = await backend.feed.after(seen)
+        except StoreUnavailable:
+            happened = ()
+        if happened:
+            seen = happened[-1].seq
+            await write(b"".join(_as_sse(event) for event in happened))
+        else:  # the store is away, or has lost what it had
+            await anyio.sleep(RETRY_S)
+
+
+def _as_sse(event: Happened) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.kind.encode(), event.json)
+
+
+async def _cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _seq(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise refusal(422, "invalid", f"Last-Event-ID {text[:40]!r}", "say the id of the last event that you have")
+    return int(text)
+
+
+def as_line(value: msgspec.Struct) -> bytes:
+    """Return one line of an application/x-ndjson body."""
+    return msgspec.json.encode(value) + b"\n"
+
+

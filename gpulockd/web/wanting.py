@@ -1,0 +1,223 @@
+"""What POST /api/v1/leases takes, and the lines that it answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Literal
+
+import msgspec
+
+from gpulockd.client import wishes
+from gpulockd.client.table import Ask, Entry
+from gpulockd.client.waiting import Patience
+from gpulockd.client.whoami import boot_id, started_ticks
+from gpulockd.errors import ConfigError, ImpossibleRequest
+from gpulockd.ledger.address import without_secret
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.model import Process
+from gpulockd.settings import GpuLockBlock
+from gpulockd.units import parse_duration_s
+from gpulockd.web.auth import Caller
+from gpulockd.web.problems import Problem
+
+Duration = float | str
+_ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
+
+
+class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wanted, for how long at most, and who will hold it. Durations are seconds or text such as "30m".
+
+    With `session` and `ticket` the daemon asks on behalf of the process that chose them, and lets go after the grant.
+    With `pid` (on the unix socket) the lease lasts as long as that process; else as long as the connection.
+    """
+
+    count: int = 1
+    gpus: tuple[int | str, ...] | None = None
+    key: str | None = None
+    memory: int | str | None = None
+    exclusive: bool | None = None
+    priority: int = 0
+    max_wait_time: Duration | None = None
+    task: str = ""
+    task_id: str = ""
+    warning: Duration | None = None
+    soft_timeout: Duration | None = None
+    hard_timeout: Duration | None = None
+    lock_timeout: Duration | None = None
+    heartbeat: Literal["automatic", "manual"] = "automatic"
+    session: str | None = None
+    ticket: str | None = None
+    process: Process | None = None
+    pid: int | None = None
+    inside: tuple[str, int] | None = None
+
+
+class GpuWords(msgspec.Struct, frozen=True, kw_only=True):
+    """A gpu that was granted; memory in MiB."""
+
+    key: str
+    index: int | None
+    uuid: str | None
+    name: str | None
+    memory_mib: int | None
+
+
+class WaitingLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="waiting"):
+    """In the queue: place 1 is next. Comes when something changed, and every 5 s."""
+
+    place: int | None
+    queued: int | None
+    text: str
+
+
+class GrantedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="granted"):
+    """The lease: its gpus, and the environment for a program that uses them."""
+
+    lease: str
+    token: int
+    session: str
+    pool: str
+    gpus: tuple[GpuWords, ...]
+    waited_s: float
+    store: str
+    env: dict[str, str]
+
+
+class HeldLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="held"):
+    """The lease still stands; every 5 s, so that a cut connection is noticed."""
+
+
+class LostLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="lost"):
+    """The lease has ended without its holder: stop using the gpus."""
+
+    reason: str
+
+
+class FailedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="failed"):
+    """There will be no lease, and why."""
+
+    problem: Problem
+
+
+Line = WaitingLine | GrantedLine | HeldLine | LostLine | FailedLine
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish that was understood."""
+
+    ask: Ask
+    patience: Patience
+    process: Process
+    session: str | None
+    ticket: str | None
+    pid: int | None
+
+
+def plan_of(wish: LeaseWish, block: GpuLockBlock, caller: Caller) -> Plan:
+    """Return what to ask for, completed by the configuration and by what the kernel says of the caller.
+
+    :raises ImpossibleRequest: if nothing can be asked for so
+    :raises ConfigError: if a duration or an id cannot be read
+    """
+    if (wish.session is None) != (wish.ticket is None):
+        raise ConfigError("session, ticket: give both or neither")
+    if wish.pid is not None and wish.session is not None:
+        raise ConfigError("pid, session: give one of them; a session is kept alive by its own process")
+    wants = wishes.wants_of(
+        wish.key, wish.count if wish.count != 1 else None, wish.gpus, wish.memory, wish.exclusive
+    )
+    process = process_of(wish, caller)
+    task = wish.task or process.program or "http"
+    job = wishes.job_of(
+        task, wish.task_id, wish.warning, wish.soft_timeout, wish.hard_timeout, wish.heartbeat
+    )
+    lock_timeout_s = block.lock_timeout
+    if wish.lock_timeout is not None:
+        lock_timeout_s = parse_duration_s(wish.lock_timeout, "lock_timeout")
+    return Plan(
+        ask=Ask(wants, wishes.check_priority(wish.priority), job, max(50, round(lock_timeout_s * 1000)), wish.inside),
+        patience=wishes.patience_of(block, wish.max_wait_time, None),
+        process=process,
+        session=_id(wish.session, "session"),
+        ticket=_id(wish.ticket, "ticket"),
+        pid=wish.pid,
+    )
+
+
+def process_of(wish: LeaseWish, caller: Caller) -> Process:
+    """Return whom the ledger shall name as holder: pid and user are the kernel's words wherever it has some."""
+    said = wish.process
+    program = said.program if said is not None else ""
+    host = said.host if said is not None else ""
+    if caller.peer is None:
+        pid, user = (said.pid, said.user) if said is not None else (0, "")
+    else:
+        pid = wish.pid or caller.peer.pid or (said.pid if said is not None else 0)
+        user = caller.user
+    return Process(
+        pid=pid,
+        host=host or socket.gethostname(),
+        boot_id=boot_id(),
+        user=user[:64],
+        program=program[:200],
+        started_ticks=started_ticks(pid) if pid > 0 and caller.peer is not None else 0,
+    )
+
+
+def check_pid(pid: int, caller: Caller) -> int:
+    """Return a pidfd of the process `pid`, if the caller may hold a lease for it.
+
+    :raises ImpossibleRequest: if there is no such process of the caller's, or the kernel does not know the caller
+    """
+    if caller.peer is None:
+        raise ImpossibleRequest("pid: only on the unix socket, where the kernel says who asks")
+    gone = ImpossibleRequest(f"pid {pid}: no such process of yours")
+    try:
+        descriptor = os.pidfd_open(pid) if pid > 1 else -1
+    except (OSError, OverflowError):
+        raise gone from None
+    if descriptor < 0:
+        raise gone
+    try:
+        # The descriptor is opened first, so the folder read here is that of the process it means, or is gone.
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        owner = -1
+    if owner != caller.peer.uid and caller.peer.uid != 0:
+        os.close(descriptor)
+        raise gone
+    return descriptor
+
+
+def granted_line(entry: Entry, pool: str, url: str, api_socket: str) -> GrantedLine:
+    """Return what the holder must know."""
+    shown = without_secret(url)
+    uuids = [gpu.uuid or str(gpu.index) for gpu in entry.gpus if gpu.uuid or gpu.index is not None]
+    env = {
+        "GPULOCKD_LEASE": entry.id,
+        "GPULOCKD_TOKEN": str(entry.token),
+        "GPULOCKD_POOL": PoolKeys(pool).pool,
+        "GPULOCKD_SOCKET": api_socket,
+    }
+    if uuids:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    return GrantedLine(
+        lease=entry.id,
+        token=entry.token,
+        session=entry.session,
+        pool=pool,
+        gpus=tuple(
+            GpuWords(key=gpu.key, index=gpu.index, uuid=gpu.uuid, name=gpu.name, memory_mib=gpu.memory_mib)
+            for gpu in entry.gpus
+        ),
+        waited_s=round(entry.waited_s, 3),
+        store=shown,
+        env=env,
+    )
+
+
+def _id(text: str | None, name: str) -> str | None:
+    if text is not None and not (16 <= len(text) <= 64 and _ID.issuperset(text)):
+        raise ConfigError(f"{name}: use 16 to 64 letters, digits, '_' or '-', such as a random UUID's hex")
+    return text

@@ -1,0 +1,81 @@
+"""A small proxy between a client and a server that loses replies on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.servers import Server
+
+
+class Proxy:
+    """Forwards bytes over a unix socket. Replies to scripts are counted over all connections; number `lose` is not
+    delivered and its connection is cut, as by a network that fails just then. 0 loses none."""
+
+    def __init__(self, server: Server, path: Path, *, lose: int = 0) -> None:
+        self.url = f"unix://{path}"
+        self.lose = lose
+        self.replies = 0
+        self.lost = 0
+        self.refusing = False
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        """Forward one connection until either side closes it."""
+        if self.refusing:
+            client.close()
+            return
+        server_reader, server = await asyncio.open_unix_connection(str(self._server.socket_path))
+        self._writers |= {client, server}
+        scripts: list[bool] = []
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._forward(client_reader, server, scripts, counts=False))
+                both.create_task(self._forward(server_reader, client, scripts, counts=True))
+        except* (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            for writer in (client, server):
+                self._writers.discard(writer)
+                writer.close()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scripts: list[bool], *, counts: bool
+    ) -> None:
+        while data := await reader.read(1 << 20):
+            if not counts and (b"EVALSHA" in data or b"EVAL\r" in data):
+                scripts.append(True)
+            if counts and scripts:
+                scripts.clear()
+                self.replies += 1
+                if self.replies == self.lose:
+                    self.lost += 1
+                    raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+        raise ConnectionResetError
+
+    def cut(self) -> None:
+        """Cut every connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def proxied(server: Server, *, lose: int = 0) -> AsyncIterator[Proxy]:
+    """Run a proxy in front of `server`."""
+    with tempfile.TemporaryDirectory(prefix="gl", dir="/tmp") as folder:
+        path = Path(folder) / "p.sock"
+        proxy = Proxy(server, path, lose=lose)
+        listener = await asyncio.start_unix_server(proxy.serve, str(path))
+        try:
+            yield proxy
+        finally:
+            listener.close()
+            proxy.cut()
+            await asyncio.sleep(0)
