@@ -87,14 +87,16 @@ class Crew:
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
+        self._context = multiprocessing.get_context("spawn")
+        self._begun = self._context.Value("q", 0)
         self._pipes: list[Connection] = []
         self._names = (f"drain-{n}" for n in itertools.count())
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
         for number in range(WORKERS):
-            mine, theirs = context.Pipe()
-            context.Process(target=worker.main, args=(theirs, self.ground.url, number, WORKERS), daemon=True).start()
+            mine, theirs = self._context.Pipe()
+            args = (theirs, self.ground.url, number, WORKERS, self._begun)
+            self._context.Process(target=worker.main, args=args, daemon=True).start()
             theirs.close()
             self._pipes.append(mine)
         return self
@@ -112,7 +114,8 @@ class Crew:
         """Let one line form and drain."""
         places = [tuple(range(number, size.waiters + 1, WORKERS)) for number in range(WORKERS)]
         pipes = [pipe for pipe, mine in zip(self._pipes, places, strict=True) if mine]
-        drain = Drain(contender, next(self._names), (), size.spacing_s, HOLD_S)
+        drain = Drain(contender, next(self._names), (), size.waiters, size.spacing_s, HOLD_S)
+        self._begun.value = 0
         for pipe, mine in zip(pipes, places, strict=False):
             pipe.send(drain._replace(places=mine))
         assert pipes[0].recv() == "holding"
@@ -126,15 +129,13 @@ class Crew:
         before = self.ground.work()
         cpu_ns = self.ground.cpu_ns()
         pipes[0].send("go")
-        deadline, left = time.monotonic() + MOST_S, len(pipes)
-        while left and time.monotonic() < deadline:
-            left -= len(self._said(pipes, 0.01))
+        done = bool(self._said(pipes, MOST_S))
         until_ns = time.monotonic_ns()
         cpu_ns = self.ground.cpu_ns() - cpu_ns
         commands = self.ground.work().commands(CONTENDERS[contender].commands, before)
         stamps: list[Stamps] = []
         for pipe in pipes:
-            pipe.send("stop")
+            pipe.send("stop" if done else "cut")
         for pipe in pipes:
             while not isinstance(said := pipe.recv(), list):
                 pass

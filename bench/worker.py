@@ -6,17 +6,22 @@ All stamps are CLOCK_MONOTONIC, which is one clock for all processes of a machin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.contenders import CONTENDERS, Contender, PythonRedisLock
+
+if TYPE_CHECKING:  # generic only for the type checker
+    from multiprocessing.sharedctypes import Synchronized
+
+    Counter = Synchronized[int]
 
 now_ns = time.monotonic_ns
 
@@ -27,6 +32,7 @@ class Drain(NamedTuple):
     contender: str
     name: str
     places: tuple[int, ...]
+    waiters: int
     spacing_s: float
     hold_s: float
 
@@ -47,13 +53,15 @@ class Stamps(NamedTuple):
 
 
 class Worker:
-    """The waiters of one process."""
+    """The waiters of one process. `begun` counts, over all processes, the waiters whose turn has come in a drain."""
 
-    def __init__(self, pipe: Connection, url: str, number: int, workers: int) -> None:
+    def __init__(self, pipe: Connection, url: str, number: int, workers: int, begun: Counter) -> None:
         self.pipe = pipe
         self.make: Callable[[str], Contender] = lambda name: CONTENDERS[name](url, number, workers)
+        self.begun = begun
         self.contenders: dict[str, Contender] = {}
         self.heard: asyncio.Queue[Drain | Begin | str] = asyncio.Queue()
+        self._mutex = threading.Lock()
 
     async def run(self) -> None:
         """Take part in drains until the parent says "quit"."""
@@ -64,114 +72,153 @@ class Worker:
                 contender = self.contenders[drain.contender] = self.make(drain.contender)
                 await contender.open()
             if isinstance(contender, PythonRedisLock):
-                await self._drain_threads(contender, drain)
+                stamps = await ThreadLine(self, drain).run(contender)
             else:
-                await self._drain_tasks(contender, drain)
+                stamps = await TaskLine(self, drain).run(contender)
+            self.say(stamps)
 
     def _hear(self) -> None:
-        self.heard.put_nowait(self.pipe.recv())
+        try:
+            self.heard.put_nowait(self.pipe.recv())
+        except EOFError:  # the parent is gone
+            os._exit(1)
 
-    async def _told(self, word: str) -> None:
+    def say(self, what: object) -> None:
+        """Tell the parent, from any thread."""
+        with self._mutex:
+            self.pipe.send(what)
+
+    async def told(self, *words: str) -> str:
+        """The parent's next word, which is one of these."""
         said = await self.heard.get()
-        assert said == word, said
+        assert said in words, said
+        return str(said)
 
-    async def _told_when(self) -> int:
+    async def told_when(self) -> int:
+        """The time at which place 1 asks (in ns)."""
         said = await self.heard.get()
         assert isinstance(said, Begin), said
         return said.at_ns
 
-    async def _drain_tasks(self, contender: Contender, drain: Drain) -> None:
-        stamps: list[Stamps] = []
-        asking, go = len(drain.places), asyncio.Event()
+    def is_last(self, drain: Drain) -> bool:
+        """Count one more turn. Whether it was the last: whoever has it says "done" and leaves after the measurement."""
+        with self.begun.get_lock():
+            self.begun.value += 1
+            last = self.begun.value == drain.waiters
+        if last:
+            self.say("done")
+        return last
 
-        def count() -> None:
-            nonlocal asking
-            asking -= 1
-            if asking == 0:
-                self.pipe.send("asked")
 
-        async def place(i: int) -> None:
-            if i > 0:
-                await asyncio.sleep(_until_s(drain, i, await begins))
-                count()
-            asked = now_ns()
-            await contender.enter(drain.name, i)
-            began = now_ns()
-            if i == 0:
-                self.pipe.send("holding")
-                count()
-                await go.wait()
-            else:
-                await asyncio.sleep(drain.hold_s)
-            left = now_ns()
-            stamps.append(Stamps(i, asked, began, left))
-            await contender.leave(drain.name, i)
+class TaskLine:
+    """The places of one drain as tasks."""
 
-        begins = asyncio.ensure_future(self._told_when())
-        tasks = [asyncio.create_task(place(i)) for i in drain.places]
-        await begins
-        if 0 in drain.places:
-            await self._told("go")
-            go.set()
-        all_done: asyncio.Future[list[None]] = asyncio.gather(*tasks)
-        stop: asyncio.Future[None] = asyncio.create_task(self._told("stop"))
-        await asyncio.wait((all_done, stop), return_when=asyncio.FIRST_COMPLETED)
-        if all_done.done():
-            all_done.result()
-            self.pipe.send("done")
-            await stop
+    def __init__(self, worker: Worker, drain: Drain) -> None:
+        self.worker = worker
+        self.drain = drain
+        self.stamps: list[Stamps] = []
+        self._asking = len(drain.places)
+        self._go = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._begins: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def run(self, contender: Contender) -> list[Stamps]:
+        """Take part until the parent ends it: "stop" when all had their turn, "cut" when it took too long."""
+        tasks = [asyncio.create_task(self._place(contender, i)) for i in self.drain.places]
+        self._begins.set_result(await self.worker.told_when())
+        if 0 in self.drain.places:
+            await self.worker.told("go")
+            self._go.set()
+        ended = await self.worker.told("stop", "cut")
+        self._stopped.set()
+        if ended == "cut":
+            for task in tasks:
+                task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception) and ended == "stop":
+                raise result
+        return self.stamps
+
+    def _count(self) -> None:
+        self._asking -= 1
+        if self._asking == 0:
+            self.worker.say("asked")
+
+    async def _place(self, contender: Contender, i: int) -> None:
+        drain = self.drain
+        if i > 0:
+            await asyncio.sleep(_until_s(drain, i, await self._begins))
+            self._count()
+        asked = now_ns()
+        await contender.enter(drain.name, i)
+        began = now_ns()
+        if i == 0:
+            self.worker.say("holding")
+            self._count()
+            await self._go.wait()
         else:
-            all_done.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await all_done
-            await asyncio.wait(tasks)
-        self.pipe.send(stamps)
+            await asyncio.sleep(drain.hold_s)
+        last = i > 0 and self.worker.is_last(drain)
+        left = now_ns()
+        self.stamps.append(Stamps(i, asked, began, left))
+        if last:
+            await self._stopped.wait()
+        await contender.leave(drain.name, i)
 
-    async def _drain_threads(self, contender: PythonRedisLock, drain: Drain) -> None:
-        stamps: list[Stamps] = []
-        asking, go, stopped, mutex = len(drain.places), threading.Event(), threading.Event(), threading.Lock()
-        begins_ns: Future[int] = Future()
 
-        def count() -> None:
-            nonlocal asking
-            with mutex:
-                asking -= 1
-                if asking == 0:
-                    self.pipe.send("asked")
+class ThreadLine:
+    """The places of one drain as threads."""
 
-        def place(i: int) -> None:
-            if i > 0:
-                time.sleep(_until_s(drain, i, begins_ns.result()))
-                count()
-            asked = now_ns()
-            contender.enter_blocking(drain.name, i)
-            began = now_ns()
-            if i == 0:
-                self.pipe.send("holding")
-                count()
-                go.wait()
-            elif not stopped.is_set():
-                time.sleep(drain.hold_s)
-            left = now_ns()
-            stamps.append(Stamps(i, asked, began, left))
-            contender.leave_blocking(drain.name, i)
+    def __init__(self, worker: Worker, drain: Drain) -> None:
+        self.worker = worker
+        self.drain = drain
+        self.stamps: list[Stamps] = []
+        self._asking = len(drain.places)
+        self._mutex = threading.Lock()
+        self._go = threading.Event()
+        self._stopped = threading.Event()
+        self._begins: Future[int] = Future()
 
-        threads = [threading.Thread(target=place, args=(i,), daemon=True) for i in drain.places]
+    async def run(self, contender: PythonRedisLock) -> list[Stamps]:
+        """As `TaskLine.run`; a thread cannot be cut, so all have their turn, but hold no more."""
+        threads = [threading.Thread(target=self._place, args=(contender, i), daemon=True) for i in self.drain.places]
         for thread in threads:
             thread.start()
-        begins_ns.set_result(await self._told_when())
-        if 0 in drain.places:
-            await self._told("go")
-            go.set()
-        stop = asyncio.create_task(self._told("stop"))
-        all_done = asyncio.create_task(asyncio.to_thread(_join, threads))
-        await asyncio.wait({all_done, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if all_done.done():
-            self.pipe.send("done")
-        await stop
-        stopped.set()
-        await all_done
-        self.pipe.send(stamps)
+        self._begins.set_result(await self.worker.told_when())
+        if 0 in self.drain.places:
+            await self.worker.told("go")
+            self._go.set()
+        await self.worker.told("stop", "cut")
+        self._stopped.set()
+        await asyncio.to_thread(_join, threads)
+        return self.stamps
+
+    def _count(self) -> None:
+        with self._mutex:
+            self._asking -= 1
+            if self._asking == 0:
+                self.worker.say("asked")
+
+    def _place(self, contender: PythonRedisLock, i: int) -> None:
+        drain = self.drain
+        if i > 0:
+            time.sleep(_until_s(drain, i, self._begins.result()))
+            self._count()
+        asked = now_ns()
+        contender.enter_blocking(drain.name, i)
+        began = now_ns()
+        if i == 0:
+            self.worker.say("holding")
+            self._count()
+            self._go.wait()
+        elif not self._stopped.is_set():
+            time.sleep(drain.hold_s)
+        last = i > 0 and not self._stopped.is_set() and self.worker.is_last(drain)
+        left = now_ns()
+        self.stamps.append(Stamps(i, asked, began, left))
+        if last:
+            self._stopped.wait()
+        contender.leave_blocking(drain.name, i)
 
 
 def _join(threads: list[threading.Thread]) -> None:
@@ -184,8 +231,8 @@ def _until_s(drain: Drain, i: int, begins_ns: int) -> float:
     return max(0.0, (begins_ns - now_ns()) / 1e9 + (i - 1) * drain.spacing_s)
 
 
-def main(pipe: Connection, url: str, number: int, workers: int) -> None:
+def main(pipe: Connection, url: str, number: int, workers: int, begun: Counter) -> None:
     """The process."""
     logging.basicConfig(level=logging.ERROR)
     gc.freeze()
-    asyncio.run(Worker(pipe, url, number, workers).run())
+    asyncio.run(Worker(pipe, url, number, workers, begun).run())

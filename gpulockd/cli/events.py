@@ -11,8 +11,6 @@ from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.records import Record, name_of, seconds
 from gpulockd.cli.talk import NO_DAEMON, OK, paint, say
 
-QUIET_AFTER_S = 0.4
-"""Without `-f`: a silence of so many seconds means that all that there was has come."""
 FOLLOW_SILENCE_S = 60.0
 RETRY_S = 1.0
 
@@ -34,13 +32,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def _past(daemon: http.Daemon, since_s: float) -> Iterator[bytes]:
-    with daemon.stream("GET", _path(since_s), silence_s=http.ANSWER_DEADLINE_S) as stream:
-        stream.silence_after(QUIET_AFTER_S)
+    with daemon.stream("GET", _path(since_s) + "&follow=0", silence_s=http.ANSWER_DEADLINE_S) as stream:
         try:
             for _, event in _events(stream):
                 yield event
-        except TimeoutError:
-            return
+        except OSError as cut:
+            raise http.DaemonDown(daemon.path, f"its answer broke off: {cut}") from cut
 
 
 def _follow(daemon: http.Daemon, since_s: float) -> Iterator[bytes]:
@@ -68,11 +65,11 @@ def _wait_for(daemon: http.Daemon) -> None:
     while True:
         time.sleep(RETRY_S)
         try:
-            daemon.ask("GET", "/livez")
+            with http.Daemon(daemon.path) as again:
+                again.get("/livez")
+            return
         except (http.DaemonDown, http.Refused):
-            daemon = http.Daemon(daemon.path)
             continue
-        return
 
 
 def _events(stream: http.Stream) -> Iterator[tuple[str, bytes]]:
@@ -89,7 +86,7 @@ def _events(stream: http.Stream) -> Iterator[tuple[str, bytes]]:
 
 
 def _path(since_s: float) -> str:
-    return f"/api/v1/events?since={since_s:g}s"
+    return f"/api/v1/events?since={since_s:.3f}"
 
 
 def _told(event: Record) -> str:
@@ -97,8 +94,8 @@ def _told(event: Record) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(event.get("at_ms", 0) / 1000))
     facts = [f"GPU {', '.join(name_of(key) for key in event['gpus'])}"] if event.get("gpus") else []
     facts += [str(event[name]) for name in ("task", "reason") if event.get(name)]
-    facts += [f"waited {seconds(event['waited_ms'])}"] if event.get("waited_ms") is not None else []
-    facts += [f"held {seconds(event['held_ms'])}"] if event.get("held_ms") is not None else []
+    facts += [f"waited {seconds(event['waited_ms'] / 1000)}"] if event.get("waited_ms") is not None else []
+    facts += [f"held {seconds(event['held_ms'] / 1000)}"] if event.get("held_ms") is not None else []
     if event.get("token"):
         facts.append(f"token {event['token']}")
     name = kind.ljust(18)

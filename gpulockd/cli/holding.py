@@ -13,16 +13,19 @@ import msgspec
 
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.client import wishes
+from gpulockd.client.finding import find_store
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.session import Session
 from gpulockd.client.table import Ask, Entry
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
+from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Terms
 from gpulockd.model import Gpu, Process
 
+HIDDEN = ":***@"
 RETRY_S = 0.2
 RELEASE_TRIES = 2
 
@@ -35,7 +38,7 @@ class Holding:
         terms = Terms.of(times, wishes.queue_block(), wishes.settle_block())
         process = msgspec.convert(wish.process, Process)
         self._grant = grant
-        self.session = Session(grant.store, grant.pool, times, terms, id=wish.session, process=process)
+        self.session = Session(_whole(grant.store), grant.pool, times, terms, id=wish.session, process=process)
         self.keeper = Keeper(self.session)
         self.entry = self._entry_of(grant, wish)
         self.session.table.add(self.entry)
@@ -53,7 +56,7 @@ class Holding:
         gpus = tuple(msgspec.convert(gpu, Gpu) for gpu in grant.gpus)
         entry.hold(grant.token, gpus, grant.waited_s)
         entry.granted_at = grant.asked_at
-        if grant.lease != wish.ticket:
+        if grant.is_member:
             entry.state = "member"
         return entry
 
@@ -76,7 +79,7 @@ class Holding:
                 continue
             break
         if not session.opened(asked_at, answer, id) or self.entry.lost.is_set():
-            raise LeaseLost(self.entry.lost_reason or "its session has ended")
+            raise LeaseLost(self._why_lost())
         if session.ledger_ms is not None:
             held_ms = round((asked_at - self.entry.granted_at) * 1000)
             self.entry.stamp_ms = session.ledger_ms - held_ms - round(self._grant.waited_s * 1000)
@@ -109,6 +112,15 @@ class Holding:
         if wrong is not None:
             raise wrong
 
+    def _why_lost(self) -> str:
+        """The reason by which the lease ended before it could be kept; `open` only says that it has."""
+        session, entry = self.session, self.entry
+        call = verbs.keepalive(session.keys, session=entry.session, echo=0, leases=[(entry.id, entry.token)])
+        (answer,) = self._ask(call)
+        if isinstance(answer, a.Alive):
+            return dict(answer.lost).get(entry.id, entry.lost_reason)
+        return "its session has ended"
+
     def _ask(self, *calls: verbs.Call[Any]) -> list[Any]:
         """Send calls on a connection of their own and return their answers."""
         store = BlockingStore(self.session.url, deadline_s=self.session.times.rpc_deadline)
@@ -116,3 +128,8 @@ class Holding:
             return [store.ask(call) for call in calls]
         finally:
             store.close()
+
+
+def _whole(url: str) -> str:
+    """The store's URL. Where the daemon has hidden its password, the environment or the daemon's hello has it."""
+    return find_store().url if HIDDEN in url else url

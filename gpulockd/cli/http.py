@@ -27,6 +27,7 @@ class Refused(CommandError):
         super().__init__(what, str(problem.get("hint") or ""), _CODES.get(status, NEGATIVE))
         self.status = status
         self.kind = str(problem.get("kind") or "")
+        self.problem = problem
 
 
 class DaemonDown(CommandError):
@@ -95,10 +96,6 @@ class Stream:
         except OSError:
             return
 
-    def silence_after(self, timeout_s: float) -> None:
-        """From now on a silence of `timeout_s` seconds is an error."""
-        self._sock.settimeout(timeout_s)
-
     def close(self) -> None:
         """Close the connection."""
         self._response.close()
@@ -112,6 +109,14 @@ class Daemon:
     def __init__(self, path: str) -> None:
         self.path = path
         self._connection: UnixConnection | None = None
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def get(self, path: str) -> dict[str, Any]:
         """What a GET answers."""
@@ -146,7 +151,11 @@ class Daemon:
         :raises DaemonDown: if it does not answer
         """
         connection = UnixConnection(self.path, silence_s)
-        return Stream(connection, self._send(connection, method, path, body, headers or {}))
+        try:
+            return Stream(connection, self._send(connection, method, path, body, headers or {}))
+        except Refused:
+            connection.close()
+            raise
 
     def _send(
         self, connection: UnixConnection, method: str, path: str, body: object, headers: dict[str, str]

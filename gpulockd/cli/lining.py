@@ -25,6 +25,14 @@ FRESH_S = 8.0
 SAY_AGAIN_S = 60.0
 LEAVE_DEADLINE_S = 1.0
 
+HINTS = {
+    "busy": "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it",
+    "timeout": "wait longer with --wait, or go first with -p; 'gpulockd queue' shows the line",
+    "impossible": "'gpulockd status' lists the GPUs that there are",
+    "would_deadlock": "ask for all GPUs in the outer 'gpulockd run'",
+}
+"""What to do about a refusal, in the words of this command; the daemon's own hints are for HTTP."""
+
 
 class Interrupted(BaseException):
     """A signal ended the wait. `grant`: what was granted at the same moment and must be given back."""
@@ -73,29 +81,38 @@ class Line:
                     return grant
             except http.DaemonDown as down:
                 # A first connection that fails is an answer; a later one may be a restart of the daemon.
-                if self._heard_at is None or time.monotonic() - self._heard_at > DAEMON_AWAY_S:
+                if not self._may_come_back():
                     raise
                 self._teller.say_away(down)
                 time.sleep(RETRY_S)
+
+    def _may_come_back(self) -> bool:
+        """Whether the daemon has been away for so short a time that it may be restarting."""
+        return self._heard_at is not None and time.monotonic() - self._heard_at <= DAEMON_AWAY_S
 
     def _listen(self) -> Grant | None:
         """Ask, and hear until the lease comes, or (None) the connection breaks."""
         left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         asked_at = boottime_s()
-        stream = self._daemon.stream("POST", "/api/v1/leases", self._wish.body(left_s), silence_s=SILENCE_S)
+        try:
+            stream = self._daemon.stream("POST", "/api/v1/leases", self._wish.body(left_s), silence_s=SILENCE_S)
+        except http.Refused as refused:
+            if refused.kind == "store" and self._may_come_back():
+                raise http.DaemonDown(self._daemon.path, refused.what) from refused
+            self._refuse(refused.problem)
         with stream:
             try:
                 for line in stream.lines():
                     said = json.loads(line) if line else {}
                     self._heard_at = time.monotonic()
                     if said.get("state") == "granted":
-                        return Grant.of(said, asked_at)
+                        return Grant.of(said, self._wish.inside, asked_at)
                     if said.get("state") == "failed":
                         self._refuse(said.get("problem") or {})
                     asked_at = boottime_s()
                     self._teller.tell(said)
             except Interrupted as interrupted:
-                interrupted.grant = _granted_meanwhile(stream)
+                interrupted.grant = self._granted_meanwhile(stream)
                 raise
             except OSError:
                 return None
@@ -109,18 +126,17 @@ class Line:
         if kind == "busy" and self._wish.wait_s:
             kind = "timeout"  # the wait limit ran out while the daemon was away
         what = str(problem.get("detail") or problem.get("title") or "not granted")
-        raise NotGranted(kind, what, str(problem.get("hint") or ""))
+        raise NotGranted(kind, what, HINTS.get(kind) or str(problem.get("hint") or ""))
 
-
-def _granted_meanwhile(stream: http.Stream) -> Grant | None:
-    for line in stream.leave(LEAVE_DEADLINE_S):
-        try:
-            said = json.loads(line or b"{}")
-        except ValueError:
-            continue
-        if said.get("state") == "granted":
-            return Grant.of(said, boottime_s())
-    return None
+    def _granted_meanwhile(self, stream: http.Stream) -> Grant | None:
+        for line in stream.leave(LEAVE_DEADLINE_S):
+            try:
+                said = json.loads(line or b"{}")
+            except ValueError:
+                continue
+            if said.get("state") == "granted":
+                return Grant.of(said, self._wish.inside, boottime_s())
+        return None
 
 
 class Teller:
@@ -169,7 +185,8 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let the signals that end a wait raise `Interrupted`; those that the caller ignores stay ignored."""
+    """Let the signals that end a wait raise `Interrupted`. What the caller ignores, as `nohup` does, stays ignored, but
+    for SIGINT: every shell script has it ignored in its background jobs, and Ctrl-C shall end their waiting too."""
 
     def interrupt(number: int, _: object) -> None:
         # One is enough: a second would cut short the leaving.
@@ -177,7 +194,8 @@ def _interruptible() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
-    caught = {number: signal.getsignal(number) for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN}
+    handlers = {number: signal.getsignal(number) for number in ENDS}
+    caught = {n: was for n, was in handlers.items() if was is not signal.SIG_IGN or n == signal.SIGINT}
     for number in caught:
         signal.signal(number, interrupt)
     try:

@@ -18,12 +18,12 @@ def main(words: Sequence[str]) -> int:
     parser = Parser("queue", "Who waits, for what and since when; the next one first.")
     parser.json_flag()
     args = parser.parse_args(words)
-    daemon = http.find()
-    line = daemon.get("/api/v1/queue")
+    with http.find() as daemon:
+        line, leases = daemon.get("/api/v1/queue"), daemon.get("/api/v1/leases")["leases"]
     if args.json:
         print(json.dumps({"queue": line["queue"], "queued": line["queued"]}, indent=2))
         return OK
-    holders = daemon.get("/api/v1/leases")["leases"]
+    holders = [lease for lease in leases if not lease.get("of")]
     rows = [
         (
             str(ticket.get("place") or ""),
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
             process_of(ticket),
             wants_of(ticket),
             str(ticket.get("priority", 0)),
-            seconds(ticket.get("waited_ms")),
+            seconds(ticket.get("waited_s")),
             "away" if ticket.get("state") == "away" else "",
         )
         for ticket in line["queue"]
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     # People take an empty queue for an idle machine, so who runs stands beside who waits.
     for lease in holders:
         gpus = ", ".join(name_of(key) for key in lease["gpus"])
-        print(f"GPU {gpus} held by {task_of(lease)} for {seconds(lease.get('held_ms'))}")
+        print(f"GPU {gpus} held by {task_of(lease)} for {seconds(lease.get('held_s'))}")
     print(table(HEAD, rows) if rows else "nobody waits")
     if line["queued"] > len(rows):
         print(f"and {line['queued'] - len(rows)} more")

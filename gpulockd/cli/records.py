@@ -16,21 +16,19 @@ def name_of(key: str) -> str:
 
 
 def task_of(ticket: Record) -> str:
-    """The task and which run of it: "ocr-batch #8812"."""
-    job = ticket.get("job") or {}
-    task, task_id = str(job.get("task") or "somebody"), str(job.get("task_id") or "")
-    return f"{task} {task_id}" if task_id and not task_id.startswith(f"{task}#") else task_id or task
+    """The task, and which run of it where somebody named that: "ocr-batch 8812"."""
+    task, task_id = str(ticket.get("task") or "somebody"), str(ticket.get("task_id") or "")
+    return task if not task_id or task_id.startswith(f"{task}#") else f"{task} {task_id}"
 
 
 def process_of(ticket: Record) -> str:
     """Pid and user: "48177 ocr"."""
-    process = ticket.get("process") or {}
-    return f"{process['pid']} {process.get('user', '')}".strip() if process.get("pid") else ""
+    return f"{ticket['pid']} {ticket.get('user', '')}".strip() if ticket.get("pid") else ""
 
 
-def seconds(ms: object) -> str:
-    """A time in ms as people read it."""
-    return format_duration(float(ms) / 1000) if isinstance(ms, int | float) else ""
+def seconds(value: object) -> str:
+    """A time in seconds as people read it."""
+    return format_duration(float(value)) if isinstance(value, int | float) else ""
 
 
 def progress_of(ticket: Record) -> str:

@@ -26,7 +26,8 @@ def main(words: Sequence[str]) -> int:
             say("nothing was changed")
             return NEGATIVE
     try:
-        ended = daemon.ask("DELETE", f"/api/v1/leases/{http.segment(args.what)}")
+        with daemon:
+            ended = daemon.ask("DELETE", f"/api/v1/leases/{http.segment(args.what)}")
     except http.Refused as refused:
         if refused.status == 404:
             raise CommandError(
@@ -36,7 +37,6 @@ def main(words: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(ended, indent=2))
     else:
-        gpus = ended.get("gpus") or []
-        keys = [gpu if isinstance(gpu, str) else gpu["key"] for gpu in gpus]
-        print(f"released {', '.join(f'GPU {name_of(key)}' for key in keys) or args.what} (lease {ended.get('lease')})")
+        gpus = ", ".join(f"GPU {name_of(key)}" for key in ended.get("gpus") or []) or args.what
+        print(f"took {gpus} from {ended.get('task') or 'its holder'} (lease {ended.get('id')})")
     return OK

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpulockd.cli.options import Parser
-from gpulockd.cli.talk import INVALID_HINT, USAGE, CommandError
-from gpulockd.errors import ConfigError, StoreUnavailable
+from gpulockd.cli.talk import USAGE, CommandError
 
 
 def parser() -> Parser:
@@ -29,26 +28,21 @@ def main(words: Sequence[str]) -> int:
     if args.simulate is not None and args.simulate < 0:
         raise CommandError(f"serve: --simulate {args.simulate}: say how many GPUs, or 0", "", USAGE)
     try:
-        import anyio
-
-        from gpulockd.daemon.serve import Options, serve
+        from gpulockd.daemon.serve import Options
+        from gpulockd.daemon.serve import main as run_daemon
     except ImportError as missing:
         raise CommandError(
             f"the daemon needs the package {missing.name!r}", "pip install 'gpulockd[server]'", USAGE
         ) from None
-    options = Options(
-        config=args.config,
-        simulate=args.simulate,
-        listen=args.listen,
-        socket=args.socket,
-        redis=args.redis,
-        pool=args.pool,
-        state_dir=args.state_dir,
-        stop_store=args.stop_store,
+    return run_daemon(
+        Options(
+            config=args.config,
+            simulate=args.simulate,
+            listen=args.listen,
+            socket=args.socket,
+            redis=args.redis,
+            pool=args.pool,
+            state_dir=args.state_dir,
+            stop_store=args.stop_store,
+        )
     )
-    try:
-        return anyio.run(serve, options)
-    except ConfigError as wrong:
-        raise CommandError(wrong.message, INVALID_HINT, USAGE) from None
-    except StoreUnavailable as away:
-        raise CommandError(away.message) from None

@@ -10,8 +10,6 @@ from typing import TextIO
 OK, NEGATIVE, USAGE, NO_DAEMON, NOT_PERMITTED = 0, 1, 2, 3, 4
 """Exit codes of every command but `run`."""
 
-INVALID_HINT = "'gpulockd serve --help' lists the options; config.yml has the settings"
-
 _COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
 
 

@@ -24,7 +24,7 @@ class Wish(NamedTuple):
     def body(self, wait_s: float | None) -> dict[str, Any]:
         """The request's JSON, with so much of the wait limit left (in seconds)."""
         return {
-            "count": self.gpu_count,
+            "count": self.gpu_count or 1,
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "memory": self.memory,
             "priority": self.priority,
@@ -48,14 +48,18 @@ class Grant(NamedTuple):
     waited_s: float
     store: str
     env: dict[str, str]
+    is_member: bool
     asked_at: float
 
     @classmethod
-    def of(cls, said: dict[str, Any], asked_at: float) -> Grant:
-        """Read the line that says so."""
+    def of(cls, said: dict[str, Any], inside: tuple[str, int] | None, asked_at: float) -> Grant:
+        """Read the line that says so. The token of the lease `inside` which it asked means that it has joined that."""
+        token = int(said["token"])
+        joined = inside if inside is not None and inside[1] == token else None
         return cls(
-            lease=str(said["lease"]),
-            token=int(said["token"]),
+            lease=joined[0] if joined else str(said["lease"]),
+            token=token,
+            is_member=joined is not None,
             pool=str(said["pool"]),
             gpus=tuple(said["gpus"]),
             waited_s=float(said.get("waited_s") or 0.0),

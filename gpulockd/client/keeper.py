@@ -83,7 +83,7 @@ class Keeper:
                 break
             try:
                 self._keep()
-                wait_s = self.session.keepalive_s
+                wait_s = 0.0 if self._believes_nothing() else self.session.keepalive_s
             except ConfigError as refused:
                 log.error("gpulockd: keepalive refused: %s", refused)
                 wait_s = self.session.keepalive_s
@@ -91,6 +91,10 @@ class Keeper:
                 self._forget_connection()
                 wait_s = self._doubt(str(away))
         self._forget_connection()
+
+    def _believes_nothing(self) -> bool:
+        """Whether something is held that no answer proves any more: this process was stopped until now."""
+        return bool(self.session.table.held()) and boottime_s() > self.session.believed_until()
 
     def _doubt(self, why: str) -> float:
         """No answer came: give up belief when it is over. Returns how long to wait before the next try (in seconds)."""
@@ -121,7 +125,7 @@ class Keeper:
     def _keep(self) -> None:
         session = self.session
         # A process that was stopped for longer than its belief learns it here before its body goes on for long.
-        if session.table.held() and boottime_s() > session.believed_until():
+        if self._believes_nothing():
             self._doubt("this process was stopped for too long")
         asked_at = boottime_s()
         self.sent += 1
@@ -148,6 +152,10 @@ class Keeper:
         for _ in range(3):
             asked_at, id = boottime_s(), session.id
             if session.opened(asked_at, store.ask(session.open_call(known_pool=True)), id):
+                # Who waits asks again, and is told why it may wait longer.
+                for entry in session.table.all():
+                    if entry.state == "asking":
+                        entry.kick_from_thread()
                 return
 
     def _give_back(self, id: str) -> None:

@@ -63,8 +63,10 @@ def inherited_pair(pool: str | None) -> tuple[str, int] | None:
 
 
 def enter(held: Held) -> None:
-    """Note in this context that `held` has begun."""
-    _holding.set((*holding(), held))
+    """Note in this context that `held` has begun. What the parent held before a fork stays, to be joined again."""
+    mine = os.getpid()
+    kept = (other for other in _holding.get() if other.lease.living or other.lease._session.pid != mine)
+    _holding.set((*kept, held))
 
 
 def leave(held: Held) -> None:

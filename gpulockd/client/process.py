@@ -90,7 +90,9 @@ def say_goodbye() -> None:
     mine, _mine = _mine, None
     if mine is None or mine.pid != os.getpid():
         return
-    for keeper in mine.keepers.values():
+    for session, keeper in mine.keepers.items():
+        for entry in session.table.held():
+            entry.lose("this process has said goodbye")
         if keeper.started:
             keeper.stop()
 

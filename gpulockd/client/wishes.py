@@ -32,21 +32,40 @@ def parse_bool(text: str, name: str) -> bool:
     raise ConfigError(f"{name}: {text!r} is neither true nor false")
 
 
-def _from_environment(prefix: str, block: Any) -> dict[str, Any]:
-    """The fields of a settings block that the environment sets."""
-    found: dict[str, Any] = {}
-    for field in msgspec.structs.fields(block):
-        variable = f"{prefix}_{field.name.upper()}"
-        text = os.environ.get(variable)
-        if text is None:
-            continue
-        if field.type is float:
-            found[field.name] = parse_duration_s(text, variable)
-        elif field.type is bool:
-            found[field.name] = parse_bool(text, variable)
-        else:
-            found[field.name] = text
-    return found
+class _Variables:
+    """The environment variables of a settings block. They are read at each request, and parsed when they change."""
+
+    def __init__(self, prefix: str, block: Any) -> None:
+        self._fields = [(f"{prefix}_{f.name.upper()}", f.name, f.type) for f in msgspec.structs.fields(block)]
+        self._texts: tuple[str | None, ...] | None = None
+        self._values: dict[str, Any] = {}
+
+    def read(self) -> dict[str, Any]:
+        """The fields that the environment sets.
+
+        :raises ConfigError: if a value cannot be read
+        """
+        texts = tuple(os.environ.get(variable) for variable, _, _ in self._fields)
+        if texts != self._texts:
+            set_fields = zip(self._fields, texts, strict=True)
+            self._values = {
+                name: _parse(text, type_, variable) for (variable, name, type_), text in set_fields if text is not None
+            }
+            self._texts = texts
+        return self._values
+
+
+def _parse(text: str, type_: Any, variable: str) -> Any:
+    if type_ is float:
+        return parse_duration_s(text, variable)
+    return parse_bool(text, variable) if type_ is bool else text
+
+
+_GPU_LOCK = _Variables("GPU_LOCK", GpuLockBlock)
+_SESSION = _Variables("GPULOCKD_SESSION", SessionBlock)
+_QUEUE = _Variables("GPULOCKD_QUEUE", QueueBlock)
+_SETTLE = _Variables("GPULOCKD_SETTLE", SettleBlock)
+_GPU_LOCK_FIELDS = frozenset(field.name for field in msgspec.structs.fields(GpuLockBlock))
 
 
 def session_block() -> SessionBlock:
@@ -54,27 +73,26 @@ def session_block() -> SessionBlock:
 
     :raises ConfigError: if they do not fit together
     """
-    block = SessionBlock(**_from_environment("GPULOCKD_SESSION", SessionBlock))
+    block = SessionBlock(**_SESSION.read())
     check_session(block)
     return block
 
 
 def queue_block() -> QueueBlock:
     """The queue's times as the environment sets them."""
-    return QueueBlock(**_from_environment("GPULOCKD_QUEUE", QueueBlock))
+    return QueueBlock(**_QUEUE.read())
 
 
 def settle_block() -> SettleBlock:
     """The settling as the environment sets it."""
-    return SettleBlock(**_from_environment("GPULOCKD_SETTLE", SettleBlock))
+    return SettleBlock(**_SETTLE.read())
 
 
 def gpu_lock_block(published: dict[str, Any]) -> GpuLockBlock:
     """How to wait: the environment over what the pool has published over the defaults."""
     said = published.get("gpu_lock")
-    fields = {field.name for field in msgspec.structs.fields(GpuLockBlock)}
-    known = {name: value for name, value in said.items() if name in fields} if isinstance(said, dict) else {}
-    return GpuLockBlock(**known | _from_environment("GPU_LOCK", GpuLockBlock))
+    known = {name: value for name, value in said.items() if name in _GPU_LOCK_FIELDS} if isinstance(said, dict) else {}
+    return GpuLockBlock(**known | _GPU_LOCK.read())
 
 
 def wants_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -20,7 +21,8 @@ from gpulockd.web.feed import Feed
 
 T = TypeVar("T")
 
-PICTURE_AGE_S = 0.2
+PICTURE_AGE_S = 0.5
+PICTURE_PAUSE_S = 0.1
 
 
 class Asks(Protocol):
@@ -37,6 +39,7 @@ class Backend:
     :param api_socket: path of the unix socket
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
+    :param waiters: how many requests for a lease each user has open
     :param stopping: set when the daemon stops: streams must end
     """
 
@@ -52,9 +55,11 @@ class Backend:
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup
     stopping: anyio.Event
+    waiters: Counter[str] = field(default_factory=Counter)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)
     _picture: Snapshot | None = None
-    _pictured_at: float = 0.0
+    _pictured_at: float = float("-inf")
+    _pictured_seq: int = -1
 
     @property
     def keys(self) -> PoolKeys:
@@ -77,9 +82,13 @@ class Backend:
         return answer.snapshot
 
     async def picture(self) -> Snapshot:
-        """See the pool as it was at most a moment ago: one look serves all streams."""
+        """See the pool after all that the feed has told: one look serves all streams, and there are few a second."""
         async with self._looking:
-            if self._picture is None or anyio.current_time() - self._pictured_at > PICTURE_AGE_S:
-                self._picture = await self.look()
-                self._pictured_at = anyio.current_time()
+            age_s = anyio.current_time() - self._pictured_at
+            if self._picture is not None and self._pictured_seq == self.feed.last and age_s < PICTURE_AGE_S:
+                return self._picture
+            await anyio.sleep(max(0.0, PICTURE_PAUSE_S - age_s))
+            seq = self.feed.last
+            self._picture = await self.look()
+            self._pictured_at, self._pictured_seq = anyio.current_time(), seq
             return self._picture

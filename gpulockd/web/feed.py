@@ -1,7 +1,7 @@
 """The pool's events for all streams of this daemon: one subscription, and the latest events in memory.
 
-A reader asks for what came after the seq it has; what memory no longer has is read from the store's stream. So no reader
-can slow another, and a lost connection leaves no gap.
+A reader asks for what came after the seq it has; what memory no longer has is read from the store's stream. So no
+reader can slow another, and a lost connection leaves no gap.
 """
 
 from __future__ import annotations

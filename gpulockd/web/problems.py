@@ -49,9 +49,7 @@ def problem(status: int, kind: str, detail: str, hint: str, *, reasons: tuple[st
     return Problem(status=status, title=title, kind=kind, detail=detail, hint=hint, reasons=reasons)
 
 
-def refusal(
-    status: int, kind: str, detail: str, hint: str, *, headers: dict[str, str] | None = None
-) -> ProblemError:
+def refusal(status: int, kind: str, detail: str, hint: str, *, headers: dict[str, str] | None = None) -> ProblemError:
     """Return the error to raise in a handler."""
     return ProblemError(problem(status, kind, detail, hint), headers)
 

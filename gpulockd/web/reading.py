@@ -43,9 +43,7 @@ async def pools(visit: Visit) -> views.Pools:
 async def gpus(visit: Visit) -> views.Gpus:
     """The gpus, offered ones first."""
     snapshot = await visit.backend.look(length=1)
-    return views.Gpus(
-        pool=snapshot.pool, gpus=tuple(views.gpu_view(record, snapshot) for record in snapshot.gpus)
-    )
+    return views.Gpus(pool=snapshot.pool, gpus=tuple(views.gpu_view(record, snapshot) for record in snapshot.gpus))
 
 
 async def leases(visit: Visit) -> views.Leases:
@@ -76,9 +74,7 @@ async def end_lease(visit: Visit) -> views.Ended:
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, a.Ended):
         raise _nothing(name)
-    return views.Ended(
-        id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason
-    )
+    return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason)
 
 
 def _found(snapshot: Snapshot, name: str) -> TicketRecord:

@@ -1,6 +1,6 @@
 """Answers that go on: the events of the pool (SSE), and the response that a handler writes line by line.
 
-Its law: a stream ends with its peer, with its work, or with the daemon, whichever comes first, and its work is then over.
+Its law: a stream ends with its peer, its work or the daemon, whichever comes first, and its work is then over.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Stream(Response):
 async def events(visit: Visit) -> Stream:
     """The pool's events as they happen, after `Last-Event-ID` (a seq) or of the last `since`.
 
+    With `follow=0` only those that there are.
+
     :raises ProblemError: 422 if neither can be read
     """
     backend = visit.backend
@@ -89,18 +91,21 @@ async def events(visit: Visit) -> Stream:
         seen = await backend.feed.seq_before(since)
     else:
         seen = backend.feed.last
+    until = backend.feed.last if visit.number("follow", 1, 1) == 0 else None
 
     async def work(write: Write) -> None:
         await write(f"retry: {round(RETRY_S * 1000)}\n\n".encode())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_set, backend.stopping, tasks.cancel_scope)
-            await _follow(backend, seen, write)
+            await _follow(backend, seen, until, write)
+            tasks.cancel_scope.cancel()
 
     return Stream(work, media_type="text/event-stream")
 
 
-async def _follow(backend: Backend, seen: int, write: Write) -> None:
-    while True:
+async def _follow(backend: Backend, seen: int, until: int | None, write: Write) -> None:
+    """Write what happens after `seen`; up to `until`, or for ever."""
+    while until is None or seen < until:
         with anyio.move_on_after(PING_S) as quiet:
             await backend.feed.changed(seen)
         if quiet.cancelled_caught:
@@ -113,6 +118,8 @@ async def _follow(backend: Backend, seen: int, write: Write) -> None:
         if happened:
             seen = happened[-1].seq
             await write(b"".join(_as_sse(event) for event in happened))
+        elif until is not None:
+            return
         else:  # the store is away, or has lost what it had
             await anyio.sleep(RETRY_S)
 
@@ -135,5 +142,3 @@ def _seq(text: str) -> int:
 def as_line(value: msgspec.Struct) -> bytes:
     """Return one line of an application/x-ndjson body."""
     return msgspec.json.encode(value) + b"\n"
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from gpulockd.model import GpuRecord, Snapshot, TicketRecord
@@ -176,7 +178,7 @@ def lease_view(record: TicketRecord) -> LeaseView:
     )
 
 
-def _ticket(record: TicketRecord) -> dict[str, object]:
+def _ticket(record: TicketRecord) -> dict[str, Any]:
     process = record.process
     task_id = record.job.task_id or (f"{record.job.task}#{record.token}" if record.token else "")
     return {

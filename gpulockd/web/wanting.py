@@ -14,7 +14,6 @@ from gpulockd.client.waiting import Patience
 from gpulockd.client.whoami import boot_id, started_ticks
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.ledger.address import without_secret
-from gpulockd.ledger.keys import PoolKeys
 from gpulockd.model import Process
 from gpulockd.settings import GpuLockBlock
 from gpulockd.units import parse_duration_s
@@ -124,14 +123,10 @@ def plan_of(wish: LeaseWish, block: GpuLockBlock, caller: Caller) -> Plan:
         raise ConfigError("session, ticket: give both or neither")
     if wish.pid is not None and wish.session is not None:
         raise ConfigError("pid, session: give one of them; a session is kept alive by its own process")
-    wants = wishes.wants_of(
-        wish.key, wish.count if wish.count != 1 else None, wish.gpus, wish.memory, wish.exclusive
-    )
+    wants = wishes.wants_of(wish.key, wish.count if wish.count != 1 else None, wish.gpus, wish.memory, wish.exclusive)
     process = process_of(wish, caller)
     task = wish.task or process.program or "http"
-    job = wishes.job_of(
-        task, wish.task_id, wish.warning, wish.soft_timeout, wish.hard_timeout, wish.heartbeat
-    )
+    job = wishes.job_of(task, wish.task_id, wish.warning, wish.soft_timeout, wish.hard_timeout, wish.heartbeat)
     lock_timeout_s = block.lock_timeout
     if wish.lock_timeout is not None:
         lock_timeout_s = parse_duration_s(wish.lock_timeout, "lock_timeout")
@@ -180,6 +175,14 @@ def check_pid(pid: int, caller: Caller) -> int:
     if descriptor < 0:
         raise gone
     try:
+        if os.stat(f"/proc/{caller.peer.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino:
+            raise FileNotFoundError  # its numbers mean other processes here
+    except PermissionError:
+        pass  # another user's namespace is told to root only; the owner is compared below
+    except OSError:
+        os.close(descriptor)
+        raise gone from None
+    try:
         # The descriptor is opened first, so the folder read here is that of the process it means, or is gone.
         owner = os.stat(f"/proc/{pid}").st_uid
     except OSError:
@@ -190,14 +193,13 @@ def check_pid(pid: int, caller: Caller) -> int:
     return descriptor
 
 
-def granted_line(entry: Entry, pool: str, url: str, api_socket: str) -> GrantedLine:
-    """Return what the holder must know."""
-    shown = without_secret(url)
+def granted_line(entry: Entry, pool: str, url: str, api_socket: str, *, trusted: bool) -> GrantedLine:
+    """Return what the holder must know. Only a trusted caller is told the password of the store."""
     uuids = [gpu.uuid or str(gpu.index) for gpu in entry.gpus if gpu.uuid or gpu.index is not None]
     env = {
         "GPULOCKD_LEASE": entry.id,
         "GPULOCKD_TOKEN": str(entry.token),
-        "GPULOCKD_POOL": PoolKeys(pool).pool,
+        "GPULOCKD_POOL": pool,
         "GPULOCKD_SOCKET": api_socket,
     }
     if uuids:
@@ -212,7 +214,7 @@ def granted_line(entry: Entry, pool: str, url: str, api_socket: str) -> GrantedL
             for gpu in entry.gpus
         ),
         waited_s=round(entry.waited_s, 3),
-        store=shown,
+        store=url if trusted else without_secret(url),
         env=env,
     )
 

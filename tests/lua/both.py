@@ -281,8 +281,9 @@ class Both:
         for name, value in shown.items():
             there = found[name]
             if isinstance(value, dict) and isinstance(there, dict) and not _is_index(name):
-                there = {field: there.get(field) or _nothing(value[field]) for field in value}
-            self._same(name, there, value)
+                self._same(name, {field: there.get(field) or _nothing(value[field]) for field in value}, value)
+            else:
+                self._same(name, there, value)
         self._check_invariants(found)
         return spoken
 
@@ -376,6 +377,7 @@ def _ticket_fields(t: Ticket) -> dict[str, str]:
         fields["granted_ms"] = str(t.granted_ms)
     if t.state in ("waiting", "away"):
         fields["score"] = str(t.score)
+        fields["chosen"] = ",".join(t.chosen)
     return fields
 
 

@@ -59,7 +59,7 @@ def info_of(server: Turned) -> dict[str, str]:
     promoted = 7 if server.promoted else -1
     return {
         "wall_ms": str(server.wall_ms),
-        "server": f"# Server\r\nredis_mode:standalone\r\nrun_id:{server.run_id}\r\nuptime_in_seconds:{server.uptime_s}\r\n",
+        "server": f"redis_mode:standalone\r\nrun_id:{server.run_id}\r\nuptime_in_seconds:{server.uptime_s}\r\n",
         "replication": f"# Replication\r\nrole:master\r\nsecond_repl_offset:{promoted}\r\n",
         "commandstats": f"# Commandstats\r\ncmdstat_get:calls=1,usec=1\r\n{flushed}",
     }
@@ -111,7 +111,7 @@ class Ledger:
     def ask(self, call: Call[T]) -> T:
         """Run a verb under the clock, run id and INFO that the test has turned to."""
         if self._written != self.turned:
-            self._client.hset(self._turned_key, mapping=info_of(self.turned))
+            self._client.hset(self._turned_key, items=[word for row in info_of(self.turned).items() for word in row])
             self._written = dataclasses.replace(self.turned)
         name = call.script.name
         if name not in self._scripts:
@@ -170,7 +170,9 @@ class Ledger:
 
     def set_guarded(self) -> None:
         """Say in the books that a guard stands before the gpus."""
-        self._client.hset(self.keys.base + "meta", "guarded", "1")
+        terms = self._client.hget(self.keys.base + "meta", "terms")
+        assert terms is not None and terms.endswith(b" 0")
+        self._client.hset(self.keys.base + "meta", "terms", terms[:-1] + b"1")
 
 
 def _value(kind: bytes, rows: Any) -> Value:
@@ -178,43 +180,59 @@ def _value(kind: bytes, rows: Any) -> Value:
         return str(rows.decode())
     words = [row.decode() for row in rows]
     if kind == b"hash":
-        return dict(zip(words[::2], words[1::2], strict=True))
+        return _unpacked(dict(zip(words[::2], words[1::2], strict=True)))
     if kind == b"zset":
         return {name: float(score) for name, score in zip(words[::2], words[1::2], strict=True)}
     return set(words)
 
 
+SHAPES: dict[Any, tuple[str, ...]] = {
+    a.Granted: ("granted", "token", "gpus", "waited_ms"),
+    a.Joined: ("joined", "token", "lease", "gpus"),
+    a.Waiting: ("waiting", "place", "queued", "frozen_ms", "why"),
+    a.Busy: ("busy",),
+    a.Late: ("late",),
+    a.Impossible: ("impossible", "kind", "detail"),
+    a.Deadlock: ("would_deadlock", "lease"),
+    a.Gone: ("gone", "reason"),
+    a.Ended: ("ended", "reason"),
+    a.Stale: ("stale", "token"),
+    a.Lapsed: ("lapsed",),
+    a.Frozen: ("frozen", "remaining_ms", "why"),
+    a.Alive: ("alive", "listeners", "has", "lost"),
+    a.Opened: ("opened", "how", "refused"),
+    a.Elsewhere: ("elsewhere", "boot_id"),
+    a.Offered: ("offered", "how", "frozen_ms"),
+    a.Noted: ("noted", "was"),
+    a.UnknownGpu: ("unknown_gpu",),
+    a.Pictured: ("snapshot",),
+    a.NoSession: ("no_session",),
+    a.Unopened: ("unopened",),
+    a.AskFleet: ("fleet?",),
+}
+
+
 def said(answer: Any) -> Said:
-    """An answer in the model's words."""
-    match answer:
-        case a.Granted():
-            return ("granted", answer.token, frozenset(gpu.key for gpu in answer.gpus), answer.waited_ms)
-        case a.Joined():
-            return ("joined", answer.token, answer.lease, frozenset(gpu.key for gpu in answer.gpus))
-        case a.Waiting():
-            return ("waiting", answer.place, answer.queued, answer.frozen_ms, answer.why)
-        case a.Impossible():
-            return ("impossible", answer.kind, answer.detail)
-        case a.Deadlock():
-            return ("would_deadlock", answer.lease)
-        case a.Gone() | a.Ended():
-            return (type(answer).__name__.lower(), answer.reason)
-        case a.Stale():
-            return ("stale", answer.token)
-        case a.Frozen():
-            return ("frozen", answer.remaining_ms, answer.why)
-        case a.Alive():
-            return ("alive", answer.listeners, frozenset(answer.has), frozenset(answer.lost))
-        case a.Opened():
-            return ("opened", answer.how, answer.refused)
-        case a.Elsewhere():
-            return ("elsewhere", answer.boot_id)
-        case a.Offered():
-            return ("offered", answer.how, answer.frozen_ms)
-        case a.Noted():
-            return ("noted", answer.was)
-    plain = {
-        a.Busy: "busy", a.Late: "late", a.Lapsed: "lapsed", a.NoSession: "no_session", a.Unopened: "unopened",
-        a.AskFleet: "fleet?", a.UnknownGpu: "unknown_gpu", a.Pictured: "snapshot",
-    }  # fmt: skip
-    return (plain[type(answer)],)
+    """An answer in the model's words; what has no order is a set."""
+    word, *names = SHAPES[type(answer)]
+    return word, *(_unordered(name, getattr(answer, name)) for name in names)
+
+
+def _unordered(name: str, value: Any) -> Any:
+    if name == "gpus":
+        return frozenset(gpu.key for gpu in value)
+    return frozenset(value) if name in ("has", "lost") else value
+
+
+STATE = ("last_ms", "clock_ms", "stamp", "seq")
+TERMS = (
+    "run_id epoch ttl_ms step_ms keepalive_ms claim_window_ms priority_step_ms frozen_until cluster offered guarded"
+).split()
+
+
+def _unpacked(fields: dict[str, str]) -> dict[str, str]:
+    """The fields of a hash; those that the books pack into one are told apart."""
+    for packed, names in (("state", STATE), ("terms", TERMS)):
+        if " " in fields.get(packed, ""):
+            fields |= zip(names, fields[packed].split(" "), strict=True)
+    return fields

@@ -229,7 +229,8 @@ class Pool:
     def _find(self, t: Ticket) -> tuple[str, ...] | None:
         while True:
             keys = self._pick(t)
-            if keys is None or not any([self._others_choose(key, t) for key in keys]):
+            chose = [self._others_choose(key, t) for key in keys or ()]
+            if not any(chose):
                 return keys
 
     def _pick(self, t: Ticket) -> tuple[str, ...] | None:
@@ -448,11 +449,23 @@ class Pool:
         if asked_ms is not None and self.now - asked_ms > LATE_MS:
             return ("late",)
         t = self.tickets.get(id)
-        if t is not None and t.state != "away":
+        if t is not None and t.session != session:
+            return ("gone", "foreign")
+        if t is not None and (t.state not in ("waiting", "away") or (self.frozen_until and t.state != "away")):
             return self._again(t)
+        if t is not None and not self.frozen_until:
+            if not self.offer and t.wants == Wants():
+                t.wants, t.state, t.chosen = Wants(keys=("gpu_lock:0",)), "away", ()
+            impossible = self._never(t.wants)
+            if impossible:
+                self._end_ticket(t, "abandoned")
+                self.place()
+                return ("impossible", *impossible)
+            if t.state != "away":
+                return self._again(t)
         more = False
         if t is None:
-            if not self.offer and wants == Wants():
+            if not self.offer and wants == Wants() and not self.frozen_until:
                 wants = Wants(keys=("gpu_lock:0",))
             t = Ticket(id, session, wants, priority, lock_timeout_ms, self.now, 0, "new")
             lease = self._joinable(session, inside)
@@ -506,7 +519,9 @@ class Pool:
         has = lease.wants
         if wants.exclusive and not has.exclusive:
             return False
-        enough = [k for k in lease.gpus if (self.suits(wants, k) if has.exclusive else wants.memory_mib <= has.memory_mib)]
+        enough = [
+            k for k in lease.gpus if (self.suits(wants, k) if has.exclusive else wants.memory_mib <= has.memory_mib)
+        ]
         return set(wants.keys) <= set(lease.gpus) and len(enough) >= wants.count
 
     def _never(self, wants: Wants) -> tuple[str, str] | None:
@@ -639,6 +654,8 @@ class Pool:
         if key not in self.cards:
             return ("unknown_gpu",)
         was = self.cards[key].state
+        if state == "settled" and was not in ("settling", "quarantined"):
+            return ("noted", was)
         self._become(key, "ready" if state == "settled" else state)
         self.place()
         return ("noted", was)

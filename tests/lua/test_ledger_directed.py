@@ -27,10 +27,10 @@ def brought_ticket(both: Both, id: str) -> BroughtTicket:
     return BroughtTicket(**_memory(both, id))
 
 
-def brought_lease(both: Both, id: str, **other: Any) -> BroughtLease:
+def brought_lease(both: Both, of: str, **other: Any) -> BroughtLease:
     """What a process remembers of its lease."""
-    t = both.model.tickets[id]
-    return BroughtLease(**{**_memory(both, id), "token": t.token, "gpus": t.gpus, "age_ms": 1_000, **other})
+    t = both.model.tickets[of]
+    return BroughtLease(**{**_memory(both, of), "token": t.token, "gpus": t.gpus, "age_ms": 1_000, **other})
 
 
 def _memory(both: Both, id: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_a_ticket_that_does_not_fit_lets_later_ones_pass_until_it_has_waited_eno
     both.request("b", "pair", Wants(count=2))
     assert both.request("c", "passes", ONE)[0] == "granted"
     both.end("c", "passes", both.token("passes"))
-    both.live_on(8_000, "abcd")
+    both.live_on(9_000, "abcd")
     assert both.request("c", "too-late", ONE)[0] == "waiting"
     assert both.request("c", "budget-too-late", budget(8, "gpu_lock:1"))[0] == "waiting"
     both.end("b", "pair", None, "abandoned")
@@ -124,7 +124,7 @@ def test_who_chose_a_gpu_that_is_then_drained_chooses_anew(both: Both) -> None:
     both.request("a", "one", ZERO)
     both.request("a", "other", on("gpu_lock:2"))
     both.request("b", "pair", Wants(count=2))
-    both.live_on(8_000, "abcd")
+    both.live_on(9_000, "abcd")
     assert both.request("c", "first", ONE)[0] == "waiting"
     assert set(both.model.tickets["pair"].chosen) == {"gpu_lock:0", "gpu_lock:1"}
     both.report("d", "gpu_lock:0", "drained")
@@ -137,7 +137,7 @@ def test_a_ticket_of_higher_priority_may_begin_on_a_gpu_that_is_held_back(two_ca
     both = two_cards
     both.request("a", "one", ZERO)
     both.request("b", "pair", Wants(count=2))
-    both.live_on(8_000, "abcd")
+    both.live_on(9_000, "abcd")
     both.request("c", "later", ONE)
     assert both.request("c", "urgent", ONE, priority=100)[0] == "granted"
 
@@ -462,7 +462,9 @@ def test_a_lost_lease_on_a_guarded_gpu_settles_and_a_released_one_does_not(two_c
     assert both.state("next") == "claim"
 
 
-def test_a_gpu_that_does_not_settle_is_quarantined_while_the_guard_lives_and_goes_on_without_it(two_cards: Both) -> None:
+def test_a_gpu_that_does_not_settle_is_quarantined_while_the_guard_lives_and_goes_on_without_it(
+    two_cards: Both,
+) -> None:
     """With a guard somebody can tell; without one waiting longer helps nobody."""
     both = two_cards
     both.guard()
@@ -502,11 +504,34 @@ def test_on_a_young_server_the_first_grant_waits_for_the_rest_of_its_first_ttl(b
     both.server.uptime_s = 8
     both.open("a")
     both.subscribe("a")
-    assert both.request("a", "first") == ("waiting", 1, 1, 12_000, "new_store")
+    assert both.request("a", "first", ONE) == ("waiting", 1, 1, 12_000, "new_store")
+    assert both.request("a", "any")[0] == "waiting"
     both.live_on(10_000, "a")
     assert both.state("first") == "waiting"
     both.live_on(5_000, "a")
     assert both.state("first") == "claim"
+    # Nobody has offered the pool by now, so "any" means gpu_lock:0, and its waiting loop asks at the end of the freeze.
+    assert both.request("a", "any")[0] == "granted"
+
+
+def test_an_impossible_request_is_refused_when_the_freeze_is_over(two_cards: Both) -> None:
+    """While frozen nobody knows what the pool has; afterwards nobody waits for what it can never give."""
+    both = two_cards
+    both.restart_server()
+    assert both.request("a", "nine", Wants(count=9))[0] == "waiting"
+    both.live_on(25_000, "abcd")
+    assert both.request("a", "nine", Wants(count=9)) == ("impossible", "too_many_gpus", "2")
+    assert both.request("a", "nine", Wants(count=9)) == ("gone", "abandoned")
+
+
+def test_a_foreign_session_does_not_confirm_a_claim(two_cards: Both) -> None:
+    """Knowing an id is not being its owner."""
+    both = two_cards
+    both.request("a", "held", ZERO)
+    both.request("b", "next", ZERO)
+    both.end("a", "held", both.token("held"))
+    assert both.request("c", "next", ZERO) == ("gone", "foreign")
+    assert both.state("next") == "claim"
 
 
 @pytest.mark.parametrize("sign", ["flushed", "promoted", "known", "brought"])
@@ -631,6 +656,7 @@ def test_stamps_from_a_server_whose_clock_was_ahead_do_not_shorten_a_freeze(two_
     both.lose_all()
     both.open("b", tickets=[ahead])
     both.look()
+    both.open("c")
     assert both.request("c", "next", ONE)[3] == 20_000
 
 
@@ -651,7 +677,7 @@ def cluster_port() -> Iterator[int]:
     with Server(binary, args=(*NOT_PERSISTENT, *args)) as node, redis.Redis.from_url(node.url) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         deadline = time.monotonic() + 10
-        while client.execute_command("CLUSTER", "INFO")["cluster_state"] != "ok":
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
             assert time.monotonic() < deadline, "the cluster did not become ready"
             time.sleep(0.02)
         yield port
@@ -669,9 +695,17 @@ def test_every_verb_runs_on_a_cluster_and_rings_by_spublish(cluster_port: int, p
                 store.ask(verbs.open(keys, session=session, process=me, terms=TERMS, known_pool=False))
             offered = store.ask(
                 verbs.offer(
-                    keys, session="a", process=me, machine="machine-1", terms=TERMS, defaults={}, gpus=[card(0)],
-                    complete_run_id=run_id, fresh=True, known_pool=False,
-                )  # fmt: skip
+                    keys,
+                    session="a",
+                    process=me,
+                    machine="machine-1",
+                    terms=TERMS,
+                    defaults={},
+                    gpus=[card(0)],
+                    complete_run_id=run_id,
+                    fresh=True,
+                    known_pool=False,
+                )
             )
             assert isinstance(offered, Offered)
             assert offered.frozen_ms == 0
@@ -682,7 +716,7 @@ def test_every_verb_runs_on_a_cluster_and_rings_by_spublish(cluster_port: int, p
             assert isinstance(store.ask(_request(keys, "b", "waits", wants)), Waiting)
             store.ask(verbs.progress(keys, session="a", id="held", token=held.token, percent=5, note=""))
             store.ask(verbs.end(keys, session="a", id="held", token=held.token, reason="released"))
-            rung = ears.parse_response(block=True)
+            rung = ears.parse_response(block=False, timeout=5)
             assert rung[0] == b"smessage"
             word, id, token = rung[2].decode().split()
             assert (word, id) == ("claim", "waits")

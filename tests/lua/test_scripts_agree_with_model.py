@@ -29,7 +29,7 @@ from tests.servers import Server
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 PROFILE = settings(
-    max_examples=2_000 if DEEP else 60,
+    max_examples=2_000 if DEEP else 100,
     stateful_step_count=60 if DEEP else 40,
     deadline=None,  # a noisy machine is no bug
     print_blob=True,
@@ -226,7 +226,9 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         boot_id, machine = f"boot-{boot}", f"machine-{boot % 2}"
         self.both.offer(self.session("d"), *gpus, complete=complete, fresh=fresh, boot_id=boot_id, machine=machine)
 
-    @rule(number=st.integers(0, 3), state=st.sampled_from(["ready", "ready", "settled", "quarantined", "drained", "lost"]))
+    @rule(
+        number=st.integers(0, 3), state=st.sampled_from(["ready", "ready", "settled", "quarantined", "drained", "lost"])
+    )
     def report(self, number: int, state: str) -> None:
         self.say("report", self.session("d"), f"gpu_lock:{number}", state)
 
@@ -290,8 +292,8 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
 
 def _from_before(t: Ticket) -> dict[str, Any]:
     return {
-        "id": t.id, "wants": t.wants.text, "priority": t.priority, "stamp": t.stamp, "job": '{"task":"test"}', "task": "test",
-        "task_id": "", "lock_timeout_ms": t.lock_timeout_ms,
+        "id": t.id, "wants": t.wants.text, "priority": t.priority, "stamp": t.stamp, "job": '{"task":"test"}',
+        "task": "test", "task_id": "", "lock_timeout_ms": t.lock_timeout_ms,
     }  # fmt: skip
 
 

@@ -115,12 +115,14 @@ async def loop(worker: Worker) -> None:
 async def obey(worker: Worker) -> None:
     """Do what the standard input says, one command a line."""
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
     leave: dict[str, asyncio.Event] = {}
     tasks: dict[str, asyncio.Task[None]] = {}
     worker.diary.note("ready")
     while line := (await reader.readline()).decode():
-        word, key, rest = (line.rstrip("\n") + "  ").split(" ", 2)
+        word, key, rest = [*line.strip().split(" ", 2), "", ""][:3]
         if word == "ask":
             leave[key] = asyncio.Event()
             tasks[key] = asyncio.create_task(worker.block(key, json.loads(rest or "{}"), leave[key]))
@@ -136,7 +138,7 @@ async def obey(worker: Worker) -> None:
             worker.diary.note("blocking", key)
             time.sleep(float(rest))
             worker.diary.note("unblocked", key)
-    os._exit(0)
+    transport.close()
 
 
 def fork(worker: Worker) -> None:

@@ -11,15 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import redis
 
 from gpulockd.settings import SessionBlock
 from tests.pools import QUICK, environment
+from tests.servers import Server
 from tests.system.history import Note, read_notes
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,9 @@ class Started:
         """
         deadline = time.monotonic() + within_s
         while (note := self.find(what, key)) is None:
-            assert time.monotonic() < deadline, f"{self.name}: no {what!r} {key} within {within_s:g} s; {self.last_words()}"
+            late, ended = time.monotonic() > deadline, self.process.poll() is not None
+            if late or (ended and self.find(what, key) is None):
+                raise AssertionError(f"{self.name}: no {what!r} {key} within {within_s:g} s; {self.last_words()}")
             time.sleep(0.002)
         return note
 
@@ -126,6 +129,12 @@ class Started:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} has not finished in {within_s:g} s: {self.last_words()}") from None
         assert self.process.returncode == 0, self.last_words()
+
+    def dismiss(self) -> None:
+        """End its input and wait until it has said goodbye."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.finish()
 
     def printed(self) -> str:
         """What it printed, which is nothing where all is well."""
@@ -181,7 +190,7 @@ class Crew:
         return read_notes(sorted(self.folder.glob("*.jsonl")))
 
 
-def each(workers: list[Started], what: str, key: str | None = None, within_s: float = WITHIN_S) -> Iterator[Note]:
-    """Wait for that note of every worker."""
-    for worker in workers:
-        yield worker.wait_for(what, key, within_s)
+def keepalives_heard(server: Server) -> int:
+    """How many keepalive threads are connected and have sent a script."""
+    with redis.Redis.from_url(server.url) as store:
+        return len([c for c in store.client_list() if c["name"] == "gpulockd-keepalive" and "eval" in c["cmd"]])

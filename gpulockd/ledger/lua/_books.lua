@@ -10,25 +10,42 @@
 local names = {meta = KEYS[1], sessions = KEYS[2], queue = KEYS[3], offered = KEYS[4], due = KEYS[5],
   held_back = KEYS[6], events = KEYS[7], counters = KEYS[8], offer = KEYS[9], base = string.sub(KEYS[1], 1, -5)}
 
-local meta = {}      -- the fields of the pool's meta hash; numbers are made where they are used
+-- The fields of the pool's meta hash. What every script needs stands in three of them, `token`, `state` and `terms`,
+-- because reading two dozen would cost more than the rest of an uncontended request; the others are read when one of
+-- them is asked for. Numbers are made where they are used.
+local meta = setmetatable({}, {__index = function(meta, wanted)
+  setmetatable(meta, nil)
+  local fields = redis.call('HGETALL', names.meta)
+  for i = 1, #fields, 2 do
+    if meta[fields[i]] == nil then meta[fields[i]] = fields[i + 1] end
+  end
+  return meta[wanted]
+end})
+
 local books = {
-  changed = {},      -- the fields to be written by `answer`
+  changed = {},      -- plain fields to be written by `answer`
   freed = {},        -- gpus on which something may begin now: the work of `placing.place`
   now = 0,           -- ledger clock (ms)
   wall_ms = 0,       -- the server's TIME (ms), for printing
 }
 
 local function text(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
 function books.note(field, value)
   meta[field] = value
-  books.changed[field] = value
+  books.changed[#books.changed + 1] = field
+  books.changed[#books.changed + 1] = value
+end
+
+function books.note_term(name, value)
+  meta[name] = value
+  books.terms_changed = true
 end
 
 function books.frozen()
-  return meta.frozen_until ~= '0' and meta.frozen_until ~= 0
+  return meta.frozen_until ~= '0'
 end
 
 function books.frozen_ms()
@@ -38,31 +55,38 @@ end
 -- Reads the books and moves the clock. `terms` (the pool's session times) are given by the verbs that may open a
 -- pool; for all others a pool without books is unopened. Returns false then.
 function books.open(terms, known_pool)
-  local fields = redis.call('HGETALL', names.meta)
-  for i = 1, #fields, 2 do meta[fields[i]] = fields[i + 1] end
-  if not meta.run_id and not terms then return false end
-  local wall_ms = server.time_ms()
-  local info = server.info('server')
+  local packed = redis.call('HMGET', names.meta, 'state', 'terms', 'token')
+  if not packed[1] and not terms then return false end
+  local wall_ms, info = server.time_ms(), server.info('server')
   local run_id = server.run_id(info)
-  if meta.run_id then
-    books.now = meta.clock_ms + math.max(0, math.min(wall_ms - meta.last_ms, meta.step_ms))
+  if packed[1] then
+    local last_ms, clock_ms
+    last_ms, clock_ms, meta.stamp, meta.seq = string.match(packed[1], '(%S+) (%S+) (%S+) (%S+)')
+    meta.run_id, meta.epoch, meta.ttl_ms, meta.step_ms, meta.keepalive_ms, meta.claim_window_ms, meta.priority_step_ms,
+      meta.frozen_until, meta.cluster, meta.offered, meta.guarded =
+      string.match(packed[2], '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+    meta.token = packed[3]
+    books.now = clock_ms + math.max(0, math.min(wall_ms - last_ms, meta.step_ms))
   else
     books.now = wall_ms
   end
   books.wall_ms = wall_ms
-  books.note('last_ms', wall_ms)
-  books.note('clock_ms', books.now)
-  if run_id ~= meta.run_id then epochs.open(run_id, info, terms, known_pool) end
+  if not packed[1] or run_id ~= meta.run_id then epochs.open(run_id, info, terms, known_pool) end
   return true
 end
 
 function books.write()
-  local fields = {}
-  for name, value in pairs(books.changed) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
+  local fields = books.changed
+  local n = #fields
+  fields[n + 1] = 'state'
+  fields[n + 2] = string.format('%d %d %d %d', books.wall_ms, books.now, meta.stamp, meta.seq)
+  if books.terms_changed then
+    fields[n + 3] = 'terms'
+    fields[n + 4] = table.concat({meta.run_id, meta.epoch, text(meta.ttl_ms), text(meta.step_ms),
+      text(meta.keepalive_ms), text(meta.claim_window_ms), text(meta.priority_step_ms), meta.frozen_until, meta.cluster,
+      meta.offered, meta.guarded}, ' ')
   end
-  books.changed = {}
+  books.changed, books.terms_changed = {}, false
   redis.call('HSET', names.meta, unpack(fields))
 end
 
@@ -81,15 +105,15 @@ end
 
 -- Arrival stamps strictly increase, so that equal wants have one order.
 function books.next_stamp()
-  books.note('stamp', math.max(meta.stamp + 1, books.now))
+  meta.stamp = math.max(meta.stamp + 1, books.now)
   return meta.stamp
 end
 
 -- What happened, in the same step as the change itself: once in the stream, once on the channel, once counted.
 function books.emit(kind, event)
   local seq = meta.seq + 1
-  books.note('seq', seq)
-  event.type, event.seq, event.at_ms, event.pool = kind, seq, books.wall_ms, string.match(names.base, '{(.*)}')
+  meta.seq = seq
+  event.type, event.seq, event.at_ms, event.pool = kind, seq, books.wall_ms, string.sub(names.base, 11, -3)
   local json = cjson.encode(event)
   redis.call('XADD', names.events, 'MAXLEN', '~', 10000, text(seq) .. '-1', 'e', json)
   redis.call('PUBLISH', names.events, json)

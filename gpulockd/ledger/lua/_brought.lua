@@ -7,7 +7,7 @@ brought = room(function(brought)
   end
 
   local function ticket_of(session, b, state)
-    books.note('stamp', math.max(tonumber(meta.stamp), b.stamp))
+    meta.stamp = math.max(tonumber(meta.stamp), b.stamp)
     b.session, b.state, b.score = session, state, b.stamp - b.priority * meta.priority_step_ms
     return b
   end

@@ -14,7 +14,7 @@ due = room(function(due)
     gpus.vacate(gpus.wants(t.wants), gpus.split(t.gpus), t.id, false)
   end
 
-  -- Ends a session with up to `LIMIT` of its tickets. Returns whether nothing is left of it.
+  -- Ends a session with up to `LIMIT` of its tickets.
   function due.end_session(session, reason)
     local tickets_key = names.base .. 'session_tickets:' .. session
     local ids = redis.call('SMEMBERS', tickets_key)
@@ -22,12 +22,13 @@ due = room(function(due)
       local t = tickets.get(ids[i])
       if t then ends.ticket(t, reason) else redis.call('SREM', tickets_key, ids[i]) end
     end
-    if #ids > LIMIT then return false end
     redis.call('ZREM', names.sessions, session)
-    redis.call('DEL', names.base .. 'session:' .. session, tickets_key)
     ends.bury(session, nil, reason)
+    -- The rest is due at once; the session itself has ended and is not reopened.
+    if #ids > LIMIT then return redis.call('ZADD', names.due, books.now, 'session:' .. session) end
+    redis.call('DEL', names.base .. 'session:' .. session, tickets_key)
+    redis.call('ZREM', names.due, 'session:' .. session)
     if reason == 'died' then books.emit('session_lost', {reason = reason, session = session}) end
-    return true
   end
 
   local function settle(key)
@@ -43,7 +44,7 @@ due = room(function(due)
 
   function due.end_sessions(list)
     for _, session in ipairs(list) do
-      if not due.end_session(session, 'died') then return end
+      due.end_session(session, 'died')
     end
   end
 
@@ -52,6 +53,8 @@ due = room(function(due)
       local kind, name = string.match(entry, '^(%a+):(.+)$')
       if kind == 'settle' then
         settle(name)
+      elseif kind == 'session' then
+        due.end_session(name, 'died')
       elseif kind == 'place' then
         redis.call('ZREM', names.due, entry)
         books.freed[name] = true

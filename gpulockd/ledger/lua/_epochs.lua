@@ -2,23 +2,21 @@
 -- believe a lease: the pool is frozen until nobody can. It opens at once where nothing was ever believed.
 
 epochs = room(function(epochs)
-  local TERMS = {'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms', 'hold_back_ms',
-    'settle_ms', 'settle_policy'}
-
   function epochs.adopt(terms)
-    for _, name in ipairs(TERMS) do
-      if terms[name] ~= nil then books.note(name, terms[name]) end
+    for _, name in ipairs({'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms'}) do
+      books.note_term(name, terms[name])
     end
+    for _, name in ipairs({'hold_back_ms', 'settle_ms', 'settle_policy'}) do books.note(name, terms[name]) end
   end
 
   function epochs.freeze(length_ms, why)
-    books.note('frozen_until', books.now + length_ms)
+    books.note_term('frozen_until', text(books.now + length_ms))
     books.note('frozen_why', why)
     books.note('opened', 'frozen')
   end
 
   function epochs.unfreeze(how)
-    books.note('frozen_until', 0)
+    books.note_term('frozen_until', '0')
     books.note('frozen_why', '')
     if how then books.note('opened', how) end
   end
@@ -41,14 +39,14 @@ epochs = room(function(epochs)
     if missing then
       epochs.adopt(terms)
       for _, name in ipairs({'token', 'seq', 'stamp'}) do meta[name] = 0 end
-      for _, name in ipairs({'offered', 'guarded'}) do books.note(name, '0') end
+      for _, name in ipairs({'offered', 'guarded', 'frozen_until'}) do meta[name] = '0' end
     end
-    books.note('run_id', run_id)
-    books.note('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
-    books.note('token', math.max(tonumber(meta.token), books.wall_ms))
-    books.note('seq', math.max(tonumber(meta.seq), books.wall_ms))
-    books.note('stamp', tonumber(meta.stamp))
-    books.note('cluster', string.find(info, 'redis_mode:cluster', 1, true) and '1' or '0')
+    meta.token = math.max(tonumber(meta.token), books.wall_ms)
+    meta.seq = math.max(tonumber(meta.seq), books.wall_ms)
+    books.note('token', meta.token)
+    books.note_term('run_id', run_id)
+    books.note_term('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
+    books.note_term('cluster', string.find(info, '_mode:cluster', 1, true) and '1' or '0')
     if not missing then
       -- A freeze that was not over when the server changed may have been for lost data: nobody can vouch for that.
       return epochs.freeze(tonumber(meta.ttl_ms), books.frozen() and 'data_lost' or 'store_changed')

@@ -57,7 +57,7 @@ gpus = room(function(gpus)
   function gpus.room(w, g)
     if g.state ~= 'ready' or g.exclusive ~= '' or not gpus.suits(w, g) then return false end
     if w.exclusive then return g.shared == 0 end
-    return g.used_mib + w.mib <= g.memory_mib
+    return g.used_mib + w.mib <= (g.memory_mib or 0)
   end
 
   -- The gpus on which `w` could begin now, or nil: whole cards by smallest fitting memory, budgets packed.
@@ -73,7 +73,7 @@ gpus = room(function(gpus)
       table.sort(list, function(a, b)
         if not w.exclusive and a.used_mib ~= b.used_mib then return a.used_mib > b.used_mib end
         if w.exclusive and w.mib > 0 and a.memory_mib ~= b.memory_mib then return a.memory_mib < b.memory_mib end
-        if a.index ~= b.index then return (a.index or 0) < (b.index or 0) end
+        if (a.index or 0) ~= (b.index or 0) then return (a.index or 0) < (b.index or 0) end
         return a.key < b.key
       end)
     end

@@ -19,6 +19,12 @@ limits = room(function(limits)
     if not gpus.suits(w, g) then return 'too_much_memory', text(g.memory_mib) end
   end
 
+  -- In a pool that nobody has offered, "any one" means gpu_lock:0. While it is frozen an offer may only be lost.
+  function limits.meant(words)
+    local any_one = meta.offered ~= '1' and words == 'exclusive:1:0:any' and not books.frozen()
+    return any_one and 'exclusive:1:0:gpu_lock:0' or words
+  end
+
   -- Why these wants can never be granted here: a kind and its detail, or nil.
   function limits.refusal(w)
     for _, key in ipairs(queue.heads_of(w)) do

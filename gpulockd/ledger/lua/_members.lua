@@ -50,10 +50,11 @@ members = room(function(members)
     redis.call('SREM', names.base .. 'members:' .. t.of, t.id)
     ends.bury(t.id, t.session, reason)
     local lease = tickets.get(t.of)
-    if not lease or not lease.left then return end
-    if ends.lost_by(reason) then redis.call('HSET', names.base .. 'ticket:' .. t.of, 'left', 'died') end
+    if not lease then return end
+    if ends.lost_by(reason) then redis.call('HSET', names.base .. 'ticket:' .. t.of, 'member_died', '1') end
+    if not lease.left then return end
     if redis.call('SCARD', names.base .. 'members:' .. t.of) == 0 then
-      ends.lease(lease, ends.lost_by(reason) and 'died' or lease.left)
+      ends.lease(lease, (ends.lost_by(reason) or lease.member_died) and 'died' or lease.left)
     end
   end
 

@@ -48,10 +48,14 @@ placing = room(function(placing)
     return line
   end
 
+  -- Heads of the same score go by the id of their ticket, as in the queue.
   local function earliest(line)
     local best
     for i, row in ipairs(line) do
-      if not best or queue.before(row.score, row.words, line[best].score, line[best].words) then best = i end
+      local other = line[best]
+      local same = other and row.score == other.score
+      local first = same and (queue.head(row.words) or '') < (queue.head(other.words) or '')
+      if not other or row.score < other.score or first then best = i end
     end
     return best
   end

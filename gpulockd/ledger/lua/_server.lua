@@ -4,12 +4,16 @@
 -- A room is a table of functions that is filled when it is first entered: most scripts need few of them, and making
 -- all closures at each call costs more than all commands of an uncontended request.
 
+local entering = {__index = function(room, name)
+  local fill = rawget(room, 'fill')
+  room.fill = nil
+  setmetatable(room, nil)
+  fill(room)
+  return room[name]
+end}
+
 local function room(fill)
-  return setmetatable({}, {__index = function(entered, name)
-    setmetatable(entered, nil)
-    fill(entered)
-    return entered[name]
-  end})
+  return setmetatable({fill = fill}, entering)
 end
 
 local server = {}

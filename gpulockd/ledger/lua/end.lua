@@ -12,7 +12,7 @@ local refusal = begin(session)
 if refusal then return refuse(refusal) end
 if what == 'session' then
   if not redis.call('ZSCORE', names.sessions, id) then return books.answer('gone', 'unknown') end
-  if not due.end_session(id, reason) then redis.call('ZADD', names.sessions, books.now, id) end
+  due.end_session(id, reason)
   placing.place()
   return books.answer('ended', reason)
 end

@@ -10,7 +10,7 @@
 --          | {'no_session'}
 local session, boot_id, host, machine, complete, known_pool = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8], ARGV[9]
 local terms, fresh = cjson.decode(ARGV[5]), ARGV[10] == '1'
-if known_pool == '?' and not redis.call('HGET', names.meta, 'run_id') then return {'fleet?'} end
+if known_pool == '?' and redis.call('HEXISTS', names.meta, 'state') == 0 then return {'fleet?'} end
 local refusal = begin('', terms, known_pool)
 if refusal then return refuse(refusal) end
 if not redis.call('ZSCORE', names.sessions, session) then return books.answer('no_session') end
@@ -60,7 +60,7 @@ for _, key in ipairs(gpus.offered()) do
   end
 end
 epochs.adopt(terms)
-books.note('offered', '1')
+books.note_term('offered', '1')
 books.note('offer_session', session)
 books.note('boot_id', boot_id)
 redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'defaults', ARGV[6])

@@ -11,7 +11,7 @@
 local session, boot_id, known_pool, has = ARGV[1], ARGV[3], ARGV[5], cjson.decode(ARGV[6])
 local brings = #has.tickets + #has.leases > 0
 
-if known_pool == '?' and not redis.call('HGET', names.meta, 'run_id') then return {'fleet?'} end
+if known_pool == '?' and redis.call('HEXISTS', names.meta, 'state') == 0 then return {'fleet?'} end
 local refusal = begin('', cjson.decode(ARGV[4]), brings and '1' or known_pool)
 if refusal then return refuse(refusal) end
 local ended = redis.call('GET', names.base .. 'done:' .. session)

@@ -11,6 +11,7 @@ if refusal then return refuse(refusal) end
 local g = gpus.get(key)
 if not g.offered then return books.answer('unknown_gpu') end
 local was = g.state
+if state == 'settled' and was ~= 'settling' and was ~= 'quarantined' then return books.answer('noted', was) end
 g.state = state == 'settled' and 'ready' or state
 if was == g.state then return books.answer('noted', was) end
 redis.call('ZREM', names.due, 'settle:' .. key)

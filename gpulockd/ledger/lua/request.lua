@@ -23,8 +23,8 @@ end
 
 local function waiting()
   local place = redis.call('ZRANK', names.queue, id) or -1
-  local queued = redis.call('ZCARD', names.queue)
-  return books.answer('waiting', text(place + 1), text(queued), text(books.frozen_ms()), meta.frozen_why or '')
+  local why = books.frozen() and meta.frozen_why or ''
+  return books.answer('waiting', text(place + 1), text(redis.call('ZCARD', names.queue)), text(books.frozen_ms()), why)
 end
 
 local refusal = begin(session)
@@ -35,12 +35,25 @@ if ARGV[10] ~= '' and books.now - ARGV[10] > LATE_MS then return books.answer('l
 
 local t, more = tickets.get(id), false
 if t then
+  if t.session ~= session then return books.answer('gone', 'foreign') end
   if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
   if t.state == 'held' or (t.state == 'claim' and not books.frozen()) then return granted(t) end
   if t.state == 'member' then return joined(t) end
+  if books.frozen() and t.state ~= 'away' then return waiting() end
+  if limits.meant(t.wants) ~= t.wants then
+    queue.leave(id, gpus.wants(t.wants))
+    t.wants, t.state = limits.meant(t.wants), 'away'
+  end
+  local kind, detail
+  if not books.frozen() then kind, detail = limits.refusal(gpus.wants(t.wants)) end
+  if kind then
+    ends.ticket(t, 'abandoned')
+    placing.place()
+    return books.answer('impossible', kind, detail)
+  end
   if t.state ~= 'away' then return waiting() end
 else
-  if meta.offered ~= '1' and words == 'exclusive:1:0:any' then words = 'exclusive:1:0:gpu_lock:0' end
+  if meta.offered ~= '1' then words = limits.meant(words) end
   t = {id = id, session = session, wants = words, priority = tonumber(ARGV[4]), job = ARGV[6], task = ARGV[7],
     task_id = ARGV[8], lock_timeout_ms = tonumber(ARGV[9]), token = 0, gpus = '', score = 0}
   if ARGV[11] ~= '' then
@@ -49,7 +62,7 @@ else
     more = how == 'more'
     if more then waits = false end
   end
-  if not books.frozen() and (meta.offered ~= '1' or words ~= 'exclusive:1:0:any') then
+  if not books.frozen() and (words ~= 'exclusive:1:0:any' or meta.offered ~= '1' or #gpus.offered() == 0) then
     local kind, detail = limits.refusal(gpus.wants(words))
     if kind then return books.answer('impossible', kind, detail) end
   end

@@ -41,8 +41,9 @@ for _, source in ipairs({names.sessions, names.due}) do
   if at and (not next_due or at < next_due) then next_due = at end
 end
 if books.frozen() then next_due = math.min(next_due or math.huge, tonumber(meta.frozen_until)) end
-books.write()
-books.note('clock_ms', books.now)
-return books.answer('snapshot', redis.call('HGETALL', names.meta), keys, leases, page,
-  text(redis.call('ZCARD', names.queue)), text(redis.call('ZCARD', names.sessions)), next_due and text(next_due) or '',
-  redis.call('HGETALL', names.counters), redis.call('HGET', names.offer, 'host') or '')
+local facts = {'epoch', meta.epoch, 'last_ms', text(books.wall_ms), 'token', text(meta.token), 'offered', meta.offered,
+  'guarded', meta.guarded, 'boot_id', meta.boot_id or '', 'frozen_until', meta.frozen_until,
+  'frozen_why', meta.frozen_why or ''}
+return books.answer('snapshot', facts, keys, leases, page, text(redis.call('ZCARD', names.queue)),
+  text(redis.call('ZCARD', names.sessions)), next_due and text(next_due) or '', redis.call('HGETALL', names.counters),
+  redis.call('HGET', names.offer, 'host') or '')

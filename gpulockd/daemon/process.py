@@ -1,0 +1,50 @@
+"""The daemon as a process of its host: its signals, its watchdog, and how many files it may have open."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from contextlib import suppress
+
+import anyio
+import anyio.abc
+import structlog
+
+from gpulockd.daemon.notify import notify
+
+_log = structlog.get_logger(__name__)
+
+
+async def take_signals(
+    stopping: anyio.Event,
+    starting: anyio.CancelScope,
+    everything: anyio.CancelScope,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """SIGTERM and SIGINT end the daemon cleanly, also while it starts; the second one at once; SIGHUP is heard."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGHUP:
+                _log.warning("config.reload_not_yet", message="this version reads its configuration at its start only")
+            elif stopping.is_set():
+                everything.cancel()
+            else:
+                stopping.set()
+                starting.cancel()
+
+
+async def feed_watchdog(interval_s: float) -> None:
+    """Tell the service manager that this loop turns (`interval_s` in seconds)."""
+    while True:
+        notify("WATCHDOG=1")
+        await anyio.sleep(interval_s)
+
+
+def allow_many_files() -> None:
+    """Every stream costs descriptors, and the usual soft limit of 1024 is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,272 @@
+"""`gpulockd serve`: puts store, offer, timer, guard socket and web together, in order, and says READY.
+
+One task group: what fails in it ends the daemon, is logged once, and the service manager starts it again. The order is
+the promise: a program that sees the sockets can already be served, and READY is said when GPUs can be asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from gpulockd import __version__
+from gpulockd.daemon import configuration, folders, guard, logs, notify, offering, process, timer
+from gpulockd.daemon.embedded import EmbeddedStore
+from gpulockd.daemon.folders import Folders
+from gpulockd.daemon.offering import Offering
+from gpulockd.errors import ConfigError, GpuLockError
+from gpulockd.hardware.cards import Cards, open_cards
+from gpulockd.hardware.nvml import NvmlUnavailable
+from gpulockd.ledger.address import check_url, without_secret
+from gpulockd.settings import Settings
+from gpulockd.web import listening, routes
+from gpulockd.web.application import application
+from gpulockd.web.auth import Names, token_of
+from gpulockd.web.backend import Backend
+from gpulockd.web.feed import Feed
+
+DEFAULT_POOL = "default"
+EMBEDDED = "embedded"
+GOODBYE_S = 10.0
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+
+_log = structlog.get_logger(__name__)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says; None is what the configuration says.
+
+    `redis` is a URL or "embedded"; `simulate` the number of simulated GPUs, 0 for none.
+    """
+
+    config: str | None = None
+    simulate: int | None = None
+    listen: str | None = None
+    socket: str | None = None
+    redis: str | None = None
+    pool: str | None = None
+    state_dir: str | None = None
+    stop_store: bool = False
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What this daemon is to be: the command line over the configuration. `url` None: the embedded store."""
+
+    settings: Settings
+    folders: Folders
+    pool: str
+    listen: str
+    url: str | None
+    stop_store: bool
+
+
+async def serve(options: Options) -> int:
+    """Run the daemon until a signal ends it. Returns its exit code: 0, 1 for a failure, 2 for what cannot be used."""
+    logs.set_up()
+    try:
+        plan = _plan(options)
+        folders.prepare(plan.folders)
+        with folders.locked(plan.folders):
+            await _run(plan)
+    except GpuLockError as trouble:
+        return _refused(trouble)
+    except ExceptionGroup as several:
+        only = _only(several)
+        if only is not None:
+            return _refused(only)
+        _log.critical("daemon.crashed", exc_info=several, message="the daemon ends by a fault of its own")
+        return FAILED
+    return OK
+
+
+def _plan(options: Options) -> Plan:
+    """:raises ConfigError: if the configuration or a flag cannot be used"""
+    settings = configuration.load(options.config).settings
+    if options.simulate is not None:
+        settings = msgspec.structs.replace(
+            settings, gpus=msgspec.structs.replace(settings.gpus, simulate=options.simulate)
+        )
+    url = options.redis or settings.redis.url
+    return Plan(
+        settings=settings,
+        folders=folders.resolve(options.socket, options.state_dir),
+        pool=options.pool or settings.pool or os.environ.get("GPULOCKD_POOL") or DEFAULT_POOL,
+        listen=options.listen or settings.web.listen,
+        url=None if url in (None, EMBEDDED) else check_url(url),
+        stop_store=options.stop_store,
+    )
+
+
+def _refused(trouble: GpuLockError) -> int:
+    _log.error("daemon.refused", kind=type(trouble).__name__, message=trouble.message)
+    return UNUSABLE if isinstance(trouble, ConfigError) else FAILED
+
+
+def _only(error: BaseException) -> GpuLockError | None:
+    """Return the one error of ours that task groups have wrapped, or None if there is another."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GpuLockError) else None
+
+
+async def _run(plan: Plan) -> None:
+    """Start everything in order, wait for the end, and stop everything in the other order."""
+    process.allow_many_files()
+    stopping, starting = anyio.Event(), anyio.CancelScope()
+    tcp = listening.bind_tcp(plan.listen)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(process.take_signals, stopping, starting, tasks.cancel_scope)
+        token = token_of(plan.folders.state)
+        async with _store(plan) as store:
+            offered: Offering | None = None
+            try:
+                with starting:
+                    offered = await _offered(plan, store)
+                if offered is not None:
+                    await _serve_pool(plan, store, offered, token, tcp, stopping)
+            finally:
+                if offered is not None:
+                    with anyio.move_on_after(GOODBYE_S, shield=True):
+                        await offered.close()
+        _log.info("daemon.stopped", message="the daemon has stopped")
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _store(plan: Plan) -> AsyncIterator[EmbeddedStore | None]:
+    """The embedded store, started or adopted; None if the store is another's. It outlives the block."""
+    if plan.url is not None:
+        folders.publish_store(plan.folders, plan.pool, None)
+        yield None
+        return
+    store = EmbeddedStore(plan.folders, plan.pool, binary=plan.settings.redis.server_binary)
+    try:
+        yield store
+    finally:
+        with anyio.CancelScope(shield=True):
+            if plan.stop_store:
+                await store.stop()
+            store.close()
+
+
+async def _offered(plan: Plan, store: EmbeddedStore | None) -> Offering:
+    """Open the daemon's session and offer the cards.
+
+    :raises StoreUnavailable: if the store does not answer
+    :raises ConfigError: if it cannot be used, or another host offers this pool
+    """
+    complete = await store.start() if store is not None else False
+    url = plan.url or f"unix://{plan.folders.store_socket}"
+    session = offering.open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
+    cards = await open_cards(plan.settings.gpus.simulate, plan.pool)
+    offered = Offering(session, plan.settings, cards)
+    try:
+        if store is not None:
+            offered.vouch(store.run_id if complete else None, fresh=store.fresh)
+        await offered.open()
+        try:
+            await offered.offer()
+        except NvmlUnavailable as away:
+            # A host whose driver is away is served: its queue stands, and the offer comes with the driver.
+            _log.error("daemon.no_gpus", message=away.message)
+    except BaseException:
+        with anyio.move_on_after(GOODBYE_S, shield=True):
+            await offered.close()
+        raise
+    return offered
+
+
+async def _vouch_again(offered: Offering, store: EmbeddedStore, complete: bool) -> None:
+    await offered.store_restarted(store.run_id if complete else None)
+
+
+async def _serve_pool(
+    plan: Plan,
+    store: EmbeddedStore | None,
+    offered: Offering,
+    token: str,
+    tcp: list[socket.socket],
+    stopping: anyio.Event,
+) -> None:
+    """Run all services until `stopping` is set and the web has ended."""
+    url, keys = offered.session.url, offered.session.keys
+    hello = {"pool": plan.pool, "store": url, "guarded": False, "version": __version__}
+    deadline_s = plan.settings.session.rpc_deadline
+    feed = Feed(offered.store, keys)
+    async with anyio.create_task_group() as services:
+        if store is not None:
+            await services.start(store.run, partial(_vouch_again, offered, store))
+        await services.start(offered.run)
+        await services.start(partial(timer.run, url, keys, offered.ask, deadline_s=deadline_s))
+        await services.start(feed.run)
+        secret = without_secret(url) != url
+        await services.start(partial(guard.run, plan.folders.guard_socket, lambda: hello, secret=secret))
+        backend = _backend(plan, offered, feed, token, stopping, services)
+        host, port = listening.split_listen(plan.listen)[0], tcp[0].getsockname()[1]
+        app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
+        try:
+            async with anyio.create_task_group() as web:
+                await web.start(listening.run, app, [*tcp, listening.bind_unix(plan.folders.api_socket)], stopping)
+                _say_ready(plan, offered, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                interval_s = notify.watchdog_interval_s()
+                if interval_s is not None:
+                    services.start_soon(process.feed_watchdog, interval_s)
+                await stopping.wait()
+                notify.notify("STOPPING=1")
+                _log.info("daemon.stopping", message="the daemon stops")
+        finally:
+            for path in (plan.folders.api_socket, plan.folders.guard_socket):
+                with suppress(OSError):
+                    os.unlink(path)
+        services.cancel_scope.cancel()
+
+
+def _backend(
+    plan: Plan, offered: Offering, feed: Feed, token: str, stopping: anyio.Event, tasks: anyio.abc.TaskGroup
+) -> Backend:
+    return Backend(
+        pool=plan.pool,
+        url=offered.session.url,
+        api_socket=plan.folders.api_socket,
+        settings=plan.settings,
+        version=__version__,
+        token=token,
+        uid=os.getuid(),
+        ask=offered.ask,
+        feed=feed,
+        reasons=lambda: (offered.trouble,) if offered.trouble else (),
+        tasks=tasks,
+        stopping=stopping,
+    )
+
+
+def _say_ready(plan: Plan, offered: Offering, address: str) -> None:
+    line = (
+        f"gpulockd {__version__} ready: pool {plan.pool}, {_counted(offered.cards, len(offered.gpus))}, {address}, "
+        f"{plan.folders.api_socket}"
+    )
+    with suppress(OSError):  # a terminal that is closed must not end the daemon
+        print(line, flush=True)
+    notify.notify("READY=1", f"STATUS={line}")
+    _log.info("daemon.ready", pool=plan.pool, gpus=len(offered.gpus), message=line)
+
+
+def _counted(cards: Cards, count: int) -> str:
+    if count == 0:
+        return f"no GPU ({cards.describe()})"
+    kind = "simulated " if cards.source == "simulated" else ""
+    return f"{count} {kind}GPU{'' if count == 1 else 's'}"
+
+
+def main(options: Options) -> int:
+    """Run `serve` in an event loop of its own and return its exit code."""
+    return anyio.run(serve, options)

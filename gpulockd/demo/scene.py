@@ -1,0 +1,132 @@
+"""The processes of the demo: started in order, watched, and ended in the opposite order."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from gpulockd.cli import http
+from gpulockd.cli.child import PR_SET_PDEATHSIG
+from gpulockd.cli.talk import CommandError, say
+from gpulockd.demo.site import Site
+
+LOAD = ("ocr-1", "ocr-2", "ocr-3", "whisper", "train", "embed")
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WATCHED = (*ENDS, signal.SIGCHLD)
+
+DAEMON_STARTS_WITHIN_S = 60.0
+GPUS_OFFERED_WITHIN_S = 30.0
+LOAD_ENDS_WITHIN_S = 5.0
+DAEMON_ENDS_WITHIN_S = 20.0
+LOOK_S = 0.05
+
+_OF_ANOTHER_RUN = ("GPULOCKD_LEASE", "GPULOCKD_TOKEN")
+_OF_ANOTHER_STORE = ("GPULOCKD_REDIS_URL", "GPULOCKD_POOL", "GPULOCKD_DISABLE")
+
+
+class Scene:
+    """A daemon and its load."""
+
+    def __init__(self, site: Site, *, with_load: bool) -> None:
+        self._site = site
+        self._names = LOAD if with_load else ()
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._load: list[subprocess.Popen[bytes]] = []
+        self._libc = ctypes.CDLL(None)
+        self._is_over = False
+
+    def play(self) -> int:
+        """Run until a signal or the daemon's end; return the exit code."""
+        # Ctrl-C is for this process alone, which then ends the others in order; blocked, it can wait until it is asked.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        try:
+            env = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_RUN}
+            self._daemon = self._start([sys.executable, "-m", "gpulockd", "serve", *self._site.words], env)
+            if self._wait_for_answer(self._daemon, "/livez", DAEMON_STARTS_WITHIN_S):
+                if self._names:
+                    self._start_load(env)
+                self._watch(self._daemon)
+            code = self._daemon.poll()
+        finally:
+            self._end_all()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return code if code is not None and code >= 0 else 0
+
+    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=self._before_exec(os.getpid()),  # noqa: PLW1509 # this process has no threads
+        )
+
+    def _before_exec(self, parent: int) -> Callable[[], None]:
+        def prepare() -> None:
+            self._libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
+        return prepare
+
+    def _wait_for_answer(self, daemon: subprocess.Popen[bytes], path: str, within_s: float) -> bool:
+        """Return whether the daemon answers with yes; False if it does not in time, ends, or a signal comes first."""
+        deadline = time.monotonic() + within_s
+        while daemon.poll() is None and not self._is_over and time.monotonic() < deadline:
+            if _says_yes(self._site.api_socket, path):
+                return True
+            self._is_over = _ends(signal.sigtimedwait(WATCHED, LOOK_S))
+        return False
+
+    def _start_load(self, env: dict[str, str]) -> None:
+        assert self._daemon is not None
+        if not self._wait_for_answer(self._daemon, "/readyz", GPUS_OFFERED_WITHIN_S):
+            say("no GPU is offered, so there is no demo load")
+            return
+        say(f"demo load: {', '.join(self._names)}; Ctrl-C ends everything")
+        env = {name: value for name, value in env.items() if name not in _OF_ANOTHER_STORE}
+        for i, name in enumerate(self._names):
+            command = [sys.executable, "-m", "gpulockd.demo.worker", name, str(i)]
+            self._load.append(self._start(command, env | {"GPULOCKD_SOCKET": self._site.api_socket}))
+
+    def _watch(self, daemon: subprocess.Popen[bytes]) -> None:
+        while daemon.poll() is None and not self._is_over:
+            self._is_over = _ends(signal.sigwaitinfo(WATCHED))
+
+    def _end_all(self) -> None:
+        for process in self._load:
+            process.terminate()
+        _wait_for(self._load, LOAD_ENDS_WITHIN_S)
+        if self._daemon is not None:
+            self._daemon.terminate()
+            _wait_for([self._daemon], DAEMON_ENDS_WITHIN_S)
+
+
+def _ends(info: signal.struct_siginfo | None) -> bool:
+    return info is not None and info.si_signo in ENDS
+
+
+def _says_yes(api_socket: str, path: str) -> bool:
+    with suppress(CommandError):
+        with http.Daemon(api_socket) as daemon:
+            daemon.get(path)
+        return True
+    return False
+
+
+def _wait_for(processes: list[subprocess.Popen[bytes]], within_s: float) -> None:
+    """Wait for processes that were asked to end; kill those that do not."""
+    deadline = time.monotonic() + within_s
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

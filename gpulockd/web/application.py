@@ -1,0 +1,117 @@
+"""The ASGI application, made of the route table: bodies in, typed answers out, every error a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gpulockd.errors import GpuLockError
+from gpulockd.web.auth import Fence, Names, caller_of, check_writer
+from gpulockd.web.backend import Backend
+from gpulockd.web.problems import ProblemError, of_error, problem, refusal, response
+from gpulockd.web.table import Row, Visit
+
+LONGEST_BODY = 64 * 1024
+SAFETY = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+
+_log = structlog.get_logger(__name__)
+
+
+def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlette:
+    """Return the application that serves these rows for this daemon."""
+    by_path: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_path.setdefault(row.path, {})[row.method] = row
+    return Starlette(
+        routes=[Route(path, _endpoint(methods, backend), methods=list(methods)) for path, methods in by_path.items()],
+        middleware=[Middleware(Fence, names=names)],
+        exception_handlers={
+            ProblemError: _on_problem,
+            GpuLockError: _on_ours,
+            HTTPException: _on_http,
+            ClientDisconnect: _on_gone,
+            Exception: _on_crash,
+        },
+    )
+
+
+def _endpoint(methods: dict[str, Row], backend: Backend) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        row = methods["GET" if request.method == "HEAD" else request.method]
+        web = backend.settings.web
+        caller = caller_of(request, backend.token, backend.uid, web.writes)
+        if row.access == "writer":
+            check_writer(caller)
+        body = None
+        if row.request is not None:
+            body = _decoded(await _body(request), row.request)
+        answer = await row.handler(Visit(request=request, backend=backend, caller=caller, body=body))
+        if isinstance(answer, Response):
+            return answer
+        return Response(msgspec.json.encode(answer), media_type=row.media, headers=SAFETY)
+
+    return endpoint
+
+
+async def _body(request: Request) -> bytes:
+    """:raises ProblemError: 413 if it has more than 64 KiB"""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            headers = {"connection": "close"}
+            raise refusal(413, "too_large", f"more than {LONGEST_BODY} bytes", "send a smaller body", headers=headers)
+    return bytes(body)
+
+
+def _decoded(body: bytes, kind: Any) -> Any:
+    """Return the body as `kind`, whatever its Content-Type says.
+
+    :raises ProblemError: 400 if it is not JSON, 422 if it is of another form
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as wrong:
+        raise refusal(422, "invalid", str(wrong), "GET /api/v1/openapi.json tells the form of each body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+        raise refusal(400, "not_json", f"the body is not JSON: {wrong}", "send one JSON object") from None
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return response(error.problem, error.headers)
+
+
+async def _on_ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, GpuLockError)
+    found = of_error(error)
+    return response(found, {"retry-after": "1"} if found.status == HTTPStatus.SERVICE_UNAVAILABLE else None)
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {
+        404: ("not_found", "GET /api/v1/openapi.json lists all routes"),
+        405: ("method_not_allowed", f"this route takes {(error.headers or {}).get('Allow', 'other methods')}"),
+    }
+    kind, hint = words.get(error.status_code, ("http", "GET /api/v1/openapi.json lists all routes"))
+    return response(problem(error.status_code, kind, error.detail, hint), dict(error.headers or {}))
+
+
+async def _on_gone(_request: Request, _error: Exception) -> Response:
+    return response(problem(400, "disconnected", "the body did not arrive", "send it again"))
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    _log.error("web.failed", path=request.url.path, error=repr(error), message="a request failed by our own fault")
+    return response(problem(500, "internal", "the daemon failed", "its log says more; please report it"))

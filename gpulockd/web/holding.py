@@ -1,0 +1,251 @@
+"""POST /api/v1/leases: a place in the queue, told line by line, then the lease.
+
+Every such request has a session of its own in the ledger, so that it waits, dies and is seen like any other program.
+Three ways it goes on after the grant: the process that chose session and ticket keeps them alive itself; the lease
+lasts as long as a process that was named; or as long as the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from os import close as close_descriptor
+
+import anyio
+import anyio.to_thread
+
+from gpulockd.client.keeper import Keeper
+from gpulockd.client.line import Line
+from gpulockd.client.refusals import in_the_way
+from gpulockd.client.session import Session
+from gpulockd.client.waiting import Waiting
+from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.ledger.verbs import EndReason
+from gpulockd.units import format_duration
+from gpulockd.web import wanting
+from gpulockd.web.auth import Caller
+from gpulockd.web.backend import Backend
+from gpulockd.web.problems import of_error, refusal
+from gpulockd.web.streams import Stream, Write, as_line
+from gpulockd.web.table import Visit
+
+PING_S = 5.0
+GATHER_S = 0.1
+RETRY_S = 0.25
+GOODBYE_S = 5.0
+MOST_WAITERS = 256
+"""How many leases one user may ask for at a time through the daemon; each costs a thread and three connections."""
+
+
+async def ask_lease(visit: Visit) -> Stream:
+    """Ask for gpus; the answer is one JSON object a line.
+
+    :raises ImpossibleRequest: if nothing can be asked for so
+    :raises ConfigError: if a duration cannot be read
+    :raises ProblemError: 429 if this user has too many such requests open
+    """
+    backend, caller = visit.backend, visit.caller
+    plan = wanting.plan_of(visit.body, backend.settings.gpu_lock, caller)
+    who = caller.user
+    if backend.waiters[who] >= MOST_WAITERS:
+        detail = f"{backend.waiters[who]} requests of {who or 'TCP clients'} are open"
+        raise refusal(429, "too_many", detail, "end some of them, or use the Python client, which shares one session")
+
+    async def work(write: Write) -> None:
+        backend.waiters[who] += 1
+        try:
+            await Holding(backend, plan, caller).run(write)
+        finally:
+            backend.waiters[who] -= 1
+
+    return Stream(
+        work,
+        media_type="application/x-ndjson",
+        on_error=lambda error: as_line(wanting.FailedLine(problem=of_error(error))),
+    )
+
+
+class Holding:
+    """One request for a lease, from its place in the queue to the end of the lease."""
+
+    def __init__(self, backend: Backend, plan: wanting.Plan, caller: Caller) -> None:
+        self.backend = backend
+        self.plan = plan
+        self.caller = caller
+        self.session = Session(
+            backend.url,
+            backend.pool,
+            backend.settings.session,
+            backend.terms,
+            socket=backend.api_socket,
+            process=plan.process,
+            id=plan.session,
+        )
+        self.keeper = Keeper(self.session)
+        self.line = Line(self.session, self.keeper)
+        self.waiting: Waiting | None = None
+        self._began_at = anyio.current_time()
+        self._kept_by_another = False
+
+    async def run(self, write: Write) -> None:
+        """Wait, tell the lease, and hold it as the plan says. Whatever ends this leaves nothing behind.
+
+        :raises GpuLockError: if there will be no lease
+        """
+        pidfd = wanting.check_pid(self.plan.pid, self.caller) if self.plan.pid is not None else -1
+        try:
+            if not await self._wait(write):
+                return
+            assert self.waiting is not None
+            entry, backend = self.waiting.entry, self.backend
+            told = wanting.granted_line(
+                entry, backend.pool, backend.url, backend.api_socket, trusted=self.caller.trusted
+            )
+            # No await may stand between the bytes and letting go: who reads them may hang up at once.
+            await write(as_line(told))
+            if self.plan.session is not None:
+                self._kept_by_another = True
+                self.waiting.let_go()
+            elif pidfd >= 0:
+                backend.tasks.start_soon(self._hold_for_process, pidfd)
+                pidfd, self._kept_by_another = -1, True
+                return
+            else:
+                await self._hold_for_connection(write)
+        finally:
+            if pidfd >= 0:
+                close_descriptor(pidfd)
+            if self.plan.pid is None or not self._kept_by_another:
+                await self._close("released" if self.caller.peer is not None else "died")
+
+    # Waiting.
+
+    async def _wait(self, write: Write) -> bool:
+        """Return True once the lease is there, False if the daemon stops before.
+
+        :raises GpuLockError: if there will be none
+        """
+        failure: GpuLockError | None = None
+        holds = False
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._leave_with_daemon, tasks.cancel_scope)
+            tasks.start_soon(self._tell_place, write)
+            try:
+                await self._ready()
+                self.waiting = Waiting(self.line, self.plan.ask, self.plan.patience, id=self.plan.ticket)
+                await self.waiting.hold()
+                holds = True
+            except GpuLockError as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return holds
+
+    async def _leave_with_daemon(self, scope: anyio.CancelScope) -> None:
+        """A process that chose its ticket goes on with it at the next daemon; all others' waits end here."""
+        await self.backend.stopping.wait()
+        if self.plan.session is not None:
+            self._kept_by_another = True
+            if self.waiting is not None:
+                self.waiting.let_go()
+        scope.cancel()
+
+    async def _ready(self) -> None:
+        """Open the session, as soon as the store answers.
+
+        :raises StoreUnavailable: if it does not within the wait limit
+        """
+        while True:
+            try:
+                return await self.line.ready()
+            except StoreUnavailable:
+                if anyio.current_time() - self._began_at >= self.plan.patience.max_wait_s:
+                    raise
+            await anyio.sleep(RETRY_S)
+
+    async def _tell_place(self, write: Write) -> None:
+        """Say the place and who is in the way: when it changes, and every 5 s."""
+        feed = self.backend.feed
+        said: tuple[object, ...] = ()
+        said_at = 0.0
+        await anyio.sleep(GATHER_S)
+        while True:
+            seen = feed.last
+            line, facts = await self._place()
+            if facts != said or anyio.current_time() - said_at >= PING_S - GATHER_S:
+                said, said_at = facts, anyio.current_time()
+                await write(as_line(line))
+            with anyio.move_on_after(max(GATHER_S, said_at + PING_S - anyio.current_time())):
+                await feed.changed(seen)
+            await anyio.sleep(GATHER_S)
+
+    async def _place(self) -> tuple[wanting.WaitingLine, tuple[object, ...]]:
+        """Return the line to say, and what of it counts as a change."""
+        try:
+            snapshot = await self.backend.picture()
+        except StoreUnavailable:
+            text = "the store does not answer; waiting for it"
+            return wanting.WaitingLine(place=None, queued=None, text=text), (text,)
+        id = self.waiting.entry.id if self.waiting is not None else ""
+        place = next((ticket.place for ticket in snapshot.queue if ticket.id == id), None)
+        if place is None and self.waiting is not None:
+            place = self.waiting.place
+        words = [f"place {place} of {snapshot.queued}"] if place is not None else ["taking a place"]
+        if snapshot.frozen_ms > 0:
+            words.append(f"the pool grants nothing for {format_duration(snapshot.frozen_ms / 1000)} more")
+        words += in_the_way(snapshot, self.plan.ask.wants)[:3]
+        line = wanting.WaitingLine(place=place, queued=snapshot.queued, text="; ".join(words))
+        return line, (place, snapshot.queued, snapshot.frozen_ms > 0, *(lease.id for lease in snapshot.leases))
+
+    # Holding.
+
+    async def _hold_for_connection(self, write: Write) -> None:
+        """Say every 5 s that the lease stands, until it does not, or the daemon stops; a gone peer cancels this."""
+        assert self.waiting is not None
+        entry = self.waiting.entry
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_after, self.backend.stopping.wait, tasks.cancel_scope)
+            tasks.start_soon(_cancel_after, entry.lost.wait, tasks.cancel_scope)
+            while True:
+                await anyio.sleep(PING_S)
+                await write(as_line(wanting.HeldLine()))
+        if entry.lost.is_set():
+            await write(as_line(wanting.LostLine(reason=entry.lost_reason)))
+
+    async def _hold_for_process(self, pidfd: int) -> None:
+        """Hold until the process ends or the lease is lost. When the daemon stops, the lease lives on for its ttl."""
+        assert self.waiting is not None
+        entry = self.waiting.entry
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_after, entry.lost.wait, tasks.cancel_scope)
+                tasks.start_soon(_cancel_after, self.backend.stopping.wait, tasks.cancel_scope)
+                await anyio.wait_readable(pidfd)
+                self._kept_by_another = False
+                tasks.cancel_scope.cancel()
+        finally:
+            close_descriptor(pidfd)
+            if entry.lost.is_set():
+                self._kept_by_another = False
+            await self._close("died")
+
+    async def _close(self, reason: EndReason) -> None:
+        """End what is left: the lease with `reason`, the session, the connections; or let go of them."""
+        with anyio.move_on_after(GOODBYE_S, shield=True):
+            entry = self.waiting.entry if self.waiting is not None else None
+            if self._kept_by_another:
+                self.keeper.let_go()
+                if self.waiting is not None:
+                    self.waiting.let_go()
+            else:
+                if entry is not None and entry.state in ("held", "member") and not entry.lost.is_set():
+                    await self.line.end(entry, reason)
+                if self.keeper.started:
+                    await anyio.to_thread.run_sync(partial(self.keeper.stop, 1.0))
+            await self.line.aclose()
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

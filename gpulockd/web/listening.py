@@ -1,0 +1,184 @@
+"""The sockets, and uvicorn on them without its clock: an idle server wakes for nothing.
+
+Two of uvicorn's methods are overridden here and nowhere else: it takes no signals, for they are the daemon's, and its
+main loop waits instead of looking ten times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Generator
+from importlib.util import find_spec
+from typing import Any
+
+import anyio
+import anyio.abc
+import uvicorn
+from starlette.types import ASGIApp
+
+from gpulockd.errors import ConfigError
+from gpulockd.web.auth import Peer
+
+BACKLOG = 512
+MOST_CONNECTIONS = 2000
+GRACE_S = 3
+KEEP_ALIVE_S = 30
+UNANSWERED_MS = 20_000
+"""How long a TCP peer may leave our bytes unconfirmed before it counts as gone (in ms)."""
+
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Return host and port of "127.0.0.1:8788", "[::1]:8788" or ":8788" (loopback).
+
+    :raises ConfigError: if it is neither
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host and host[0] != "["):
+        raise ConfigError(f"--listen {listen!r}: write HOST:PORT, such as 127.0.0.1:8788")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def bind_tcp(listen: str) -> list[socket.socket]:
+    """Return bound sockets, not listening yet: for a loopback name those of IPv4 and, where there is one, of IPv6.
+
+    :raises ConfigError: naming --listen, if the port is taken or the address is not this host's
+    """
+    host, port = split_listen(listen)
+    hosts = ["127.0.0.1", "::1"] if host in _LOOPBACK else [host]
+    sockets: list[socket.socket] = []
+    try:
+        for address in hosts:
+            try:
+                sockets.append(_bound(address, port))
+            except OSError as refused:
+                if sockets and refused.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue
+                raise ConfigError(_why_not(address, port, refused)) from None
+            port = sockets[0].getsockname()[1]
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as unknown:
+        raise OSError(errno.EADDRNOTAVAIL, str(unknown)) from None
+    # asyncio sets TCP_NODELAY only on sockets of this protocol number; without it each answer waits 40 ms.
+    made = socket.socket(found[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
+        if found[0] == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(found[4])
+        # A second daemon can bind beside a socket that does not listen yet, so this one listens at once.
+        made.listen(BACKLOG)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _why_not(address: str, port: int, refused: OSError) -> str:
+    if refused.errno == errno.EADDRINUSE:
+        return f"port {port} of {address} is taken by another program; choose another with --listen HOST:PORT"
+    return f"cannot listen on {address} port {port}: {refused.strerror}; choose another with --listen HOST:PORT"
+
+
+def bind_unix(path: str) -> socket.socket:
+    """Return the socket of the API; all users may connect, and the peer's uid decides what each may do.
+
+    :raises ConfigError: if it cannot be made
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        made.bind(path)
+        os.chmod(path, 0o666)
+        made.setblocking(False)
+    except OSError as wrong:
+        made.close()
+        raise ConfigError(f"{path}: cannot listen there ({wrong.strerror}); choose another with --socket") from None
+    return made
+
+
+class _KnowsPeer:
+    """What is put in front of uvicorn's protocol: it writes the peer of a unix socket into each scope's state."""
+
+    app_state: dict[str, Any]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        peer: Peer | None = None
+        if sock is not None and sock.family == socket.AF_UNIX:
+            words = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid, uid = (int.from_bytes(words[at : at + 4], "little") for at in (0, 4))
+            peer = Peer(pid=pid, uid=uid)
+        self.app_state = {**self.app_state, "peer": peer}
+        super().connection_made(transport)  # type: ignore[misc] # uvicorn's protocol comes behind in the order of bases
+
+
+def _protocol() -> type[asyncio.Protocol]:
+    if find_spec("httptools") is not None:
+        from_uvicorn = uvicorn.importer.import_from_string("uvicorn.protocols.http.httptools_impl:HttpToolsProtocol")
+    else:
+        from_uvicorn = uvicorn.importer.import_from_string("uvicorn.protocols.http.h11_impl:H11Protocol")
+    return type("PeerProtocol", (_KnowsPeer, from_uvicorn), {})
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stop: anyio.Event, started: anyio.abc.TaskStatus[None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+        self._tell_started = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are the daemon's."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Wait for the end; nothing is due in between, for neither a date header nor a request limit is used."""
+        self._tell_started.started()
+        await self._stop.wait()
+
+
+async def run(
+    app: ASGIApp,
+    sockets: list[socket.socket],
+    stop: anyio.Event,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on the sockets until `stop` is set; then streams have 3 s to end."""
+    config = uvicorn.Config(
+        app,
+        http=_protocol(),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    await _Server(config, stop, task_status).serve(sockets)

@@ -1,0 +1,133 @@
+"""`make run`: grants within a minute, its own folder and port beside another gpulockd, and nothing left at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.states import until_blocking
+from tests.system.commands import ROOT, clean_env
+
+GRANT = re.compile(r"^\d\d:\d\d:\d\d  (\S+) +got GPU [\d, GPU]+.* after [\d.]+ s$", re.MULTILINE)
+
+
+class Demo:
+    """One demo with folders of its own; its processes carry a mark in their environment."""
+
+    def __init__(self, base: Path, *words: str) -> None:
+        self.base = base
+        self.log = base / f"log-{secrets.token_hex(3)}"
+        self.mark = secrets.token_hex(16)
+        runtime = base / "run"
+        runtime.mkdir(exist_ok=True)
+        env = clean_env(XDG_RUNTIME_DIR=str(runtime), XDG_STATE_HOME=str(base / "state"), DEMO_MARK=self.mark)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gpulockd.demo", *words],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """All that it has said."""
+        return self.log.read_text(errors="replace")
+
+    def living(self) -> list[int]:
+        """The pids of all its processes, the store too."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):
+                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for pid in self.living():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A short folder, since sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gdm", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def demos(base: Path) -> Iterator[list[Demo]]:
+    """Demos that do not outlive the test."""
+    made: list[Demo] = []
+    yield made
+    for demo in made:
+        demo.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_grants_and_ends_all_that_it_started(base: Path, demos: list[Demo], number: int) -> None:
+    """The first minute of a newcomer; Ctrl-C must leave no process behind, the store neither."""
+    demo = Demo(base, "--simulate", "2")
+    demos.append(demo)
+    until_blocking(lambda: len(GRANT.findall(demo.said)) >= 5, within_s=60)
+    assert len(set(GRANT.findall(demo.said))) >= 2
+    assert len(demo.living()) >= 9, "the demo, the daemon, the store and six of the load"
+    demo.process.send_signal(number)
+    assert demo.process.wait(20) == 0
+    until_blocking(lambda: not demo.living(), within_s=5)
+    assert "Traceback" not in demo.said
+
+
+def test_without_load_it_is_the_daemon_alone(base: Path, demos: list[Demo]) -> None:
+    """`make run ARGS=--no-demo`."""
+    demo = Demo(base, "--no-demo", "--simulate", "1")
+    demos.append(demo)
+    until_blocking(lambda: " ready: " in demo.said)
+    until_blocking(lambda: len(demo.living()) == 3)
+    demo.process.terminate()
+    assert demo.process.wait(20) == 0
+    until_blocking(lambda: not demo.living(), within_s=5)
+
+
+def test_beside_another_it_takes_its_own_folder_and_port(base: Path, demos: list[Demo]) -> None:
+    """Neither may disturb the other, nor offer the other's cards."""
+    first = Demo(base, "--no-demo")
+    demos.append(first)
+    until_blocking(lambda: " ready: " in first.said)
+    second = Demo(base)
+    demos.append(second)
+    until_blocking(lambda: GRANT.search(second.said), within_s=60)
+    assert "another gpulockd uses" in second.said
+    assert "is taken, so the page is on port" in second.said
+    private = Path(re.findall(r"keeps to itself in (\S+)", second.said)[0])
+    second.process.terminate()
+    assert second.process.wait(20) == 0
+    assert not private.exists()
+    assert first.process.poll() is None
+
+
+def test_a_killed_demo_takes_the_rest_with_it(base: Path, demos: list[Demo]) -> None:
+    """Even SIGKILL leaves nothing behind."""
+    demo = Demo(base, "--simulate", "2")
+    demos.append(demo)
+    until_blocking(lambda: GRANT.search(demo.said), within_s=60)
+    demo.process.kill()
+    until_blocking(lambda: not demo.living(), within_s=20)

@@ -1,0 +1,59 @@
+"""Waiting costs next to nothing: one keepalive a process, however many of its tasks wait."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.pools import GIB, QUICK, offer, simulated, snapshot
+from tests.servers import Server
+from tests.states import until_blocking
+from tests.system.history import troubles
+from tests.system.witness import CARD_GIB
+from tests.system.workers_started import Crew, keepalives_heard
+
+PROCESSES = 4
+TASKS = 50
+KEEPALIVES = 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_two_hundred_waiters_send_one_keepalive_a_process(server: Server, pool: str, tmp_path: Path) -> None:
+    """No polling while the subscription stands (design, "Who does what")."""
+    offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB))
+    with Crew(tmp_path, server.url, pool) as crew, redis.Redis.from_url(server.url) as store:
+        holder, *others = crew.obedient("holder", *(f"w{n}" for n in range(PROCESSES)))
+        holder.ask("0")
+        holder.wait_for("use", "0")
+        for worker in others:
+            for n in range(TASKS):
+                worker.tell("ask", str(n))
+                worker.tell("leave", str(n))
+        until_blocking(lambda: snapshot(server, pool).queued == PROCESSES * TASKS)
+        until_blocking(lambda: keepalives_heard(server) == PROCESSES + 1)
+
+        # What is measured is a span of time, so here a time is waited for.
+        store.config_resetstat()
+        began = time.monotonic()
+        until_blocking(lambda: time.monotonic() > began + KEEPALIVES * QUICK.keepalive)
+        asked, span_s = _calls(store, "evalsha"), time.monotonic() - began
+        most = (PROCESSES + 1) * (span_s / QUICK.keepalive + 1)
+        assert (PROCESSES + 1) * (KEEPALIVES - 1) <= asked <= most
+        for command in ("eval", "subscribe", "hello", "client|setinfo"):
+            assert _calls(store, command) == 0, command
+        assert snapshot(server, pool).queued == PROCESSES * TASKS
+
+        holder.tell("leave", "0")
+        until_blocking(lambda: not snapshot(server, pool).queued and not snapshot(server, pool).leases)
+        notes = crew.notes()
+    assert not troubles(notes)
+    assert len([note for note in notes if note.what == "left"]) == PROCESSES * TASKS + 1
+
+
+def _calls(store: redis.Redis, command: str) -> int:
+    """How often clients have sent a command since the last reset."""
+    return int(store.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
