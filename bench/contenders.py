@@ -93,8 +93,8 @@ class PythonRedisLock(Contender):
     commands = ("set", "blpop", "evalsha", "eval")
 
     async def open(self) -> None:
-        # redis-py's default would cut every BLPOP after 5 s and send it again.
-        self._client = redis.Redis.from_url(self.url, socket_timeout=None)
+        # redis-py's defaults would cut every BLPOP after 5 s and send it again, and fail with 101 threads.
+        self._client = redis.Redis.from_url(self.url, socket_timeout=None, max_connections=1000)
         self._locks: dict[int, Any] = {}
 
     def enter_blocking(self, name: str, i: int) -> None:

@@ -12,7 +12,7 @@ import multiprocessing.connection
 import time
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -36,6 +36,9 @@ RAW, FLOOR, CONFIRMED = (
     "floor: publish → wake, redis-py",
     "floor: redis-py and one confirm",
 )
+
+LOST_S = 60.0
+"""A worker that says nothing for so long has failed (in seconds)."""
 
 
 class Size(NamedTuple):
@@ -124,7 +127,7 @@ class Crew:
             pipe.send(begin)
         asking = len(pipes)
         while asking:
-            asking -= len(self._said(pipes, 60.0))
+            asking -= len(self._said(pipes, LOST_S))
         time.sleep(SETTLE_S)
         before = self.ground.work()
         cpu_ns = self.ground.cpu_ns()
@@ -137,13 +140,16 @@ class Crew:
         for pipe in pipes:
             pipe.send("stop" if done else "cut")
         for pipe in pipes:
-            while not isinstance(said := pipe.recv(), list):
+            while not isinstance(said := self._said([pipe], LOST_S)[0], list):
                 pass
             stamps += said
         into.add(stamps, size.spacing_s, until_ns, commands, cpu_ns)
 
-    def _said(self, pipes: list[Connection], timeout_s: float) -> list[str]:
+    def _said(self, pipes: list[Connection], timeout_s: float) -> list[Any]:
+        """What workers say within `timeout_s`; nothing within `LOST_S` means that one is lost."""
         ready = multiprocessing.connection.wait(pipes, timeout_s)
+        if not ready and timeout_s == LOST_S:
+            raise RuntimeError("a worker process does not answer")
         return [pipe.recv() for pipe in pipes if pipe in ready]
 
 

@@ -231,8 +231,15 @@ def _until_s(drain: Drain, i: int, begins_ns: int) -> float:
     return max(0.0, (begins_ns - now_ns()) / 1e9 + (i - 1) * drain.spacing_s)
 
 
+def _end_process(failed: threading.ExceptHookArgs) -> None:
+    """A place that fails ends its process, and so the run: the parent would wait for its turn for ever."""
+    threading.__excepthook__(failed)
+    os._exit(1)
+
+
 def main(pipe: Connection, url: str, number: int, workers: int, begun: Counter) -> None:
     """The process."""
     logging.basicConfig(level=logging.ERROR)
+    threading.excepthook = _end_process
     gc.freeze()
     asyncio.run(Worker(pipe, url, number, workers, begun).run())

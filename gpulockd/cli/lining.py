@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -155,7 +156,9 @@ class Teller:
         if self._quiet or said.get("state") != "waiting":
             return
         if self._in_place:
-            sys.stderr.write(f"\r\033[Kgpulockd: waiting: {text}  [Ctrl-C leaves the queue]")
+            # A line that wraps could not be taken back; an unknown width says 0.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            sys.stderr.write("\r\033[K" + f"gpulockd: waiting: {text}  [Ctrl-C leaves the queue]"[: width - 1])
             sys.stderr.flush()
             self._is_shown = True
             return

@@ -129,6 +129,7 @@ class Keeper:
             self._doubt("this process was stopped for too long")
         asked_at = boottime_s()
         self.sent += 1
+        held = [entry for entry in session.table.held() if entry.session == session.id]
         answer = self._connected().ask(session.keepalive_call(self.sent))
         if isinstance(answer, a.NoSession | a.Unopened):
             self._open_again()
@@ -138,7 +139,12 @@ class Keeper:
             entry = session.table.get(id)
             if entry is not None:
                 entry.lose(reason)
-        if session.must_assert(answer):
+        # A grant that was read after this process had last said what it has is unknown to a store that lost its data.
+        has = {(id, token) for id, token, _ in answer.has}
+        unsaid = any(
+            entry.state == "held" and not entry.lost.is_set() and (entry.id, entry.token) not in has for entry in held
+        )
+        if session.must_assert(answer) or unsaid:
             self._open_again()
         for id in session.take_echo(list(answer.has)):
             self._give_back(id)

@@ -124,6 +124,9 @@ class Ticket:
         return self.ended.at_ms if self.ended else 1 << 60
 
 
+ENDS = ("lock_released", "lock_expired", "lock_revoked", "wait_abandoned", "wait_timed_out")
+
+
 def tickets_of(story: Iterable[events.Event]) -> list[Ticket]:
     """The tickets in the order of their arrival."""
     found: dict[str, Ticket] = {}
@@ -134,14 +137,13 @@ def tickets_of(story: Iterable[events.Event]) -> list[Ticket]:
             ticket = found.setdefault(event.lease, Ticket(event))
             if isinstance(event, events.LockAcquired):
                 ticket.granted.append(event)
-        elif isinstance(event, events.LockReleased | events.LockExpired | events.LockRevoked | events.WaitAbandoned):
-            if event.lease in found:
-                found[event.lease].ended = event
+        elif event.lease in found and event.kind in ENDS:
+            found[event.lease].ended = event
     return list(found.values())
 
 
 def inversions(tickets: Sequence[Ticket]) -> list[str]:
-    """Invariant 4, for equal wants of equal priority that were present all the time: who was granted before an earlier one.
+    """Invariant 4, for equal wants of equal priority that were always present: who was granted before an earlier one.
 
     Tokens are given in the order of grants, whoever confirms first.
     """

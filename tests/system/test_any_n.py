@@ -15,7 +15,7 @@ from tests.system.history import Note, granted_twice, read_events, tickets_of, t
 from tests.system.witness import CARD_GIB
 from tests.system.workers_started import SOAK, Crew
 
-FOR_S = 60 if SOAK else 8
+FOR_S = 60 if SOAK else 6
 HOLD_S = (0.0, 0.02)
 HOLD_BACK_S = 0.5
 PROCESSES = 8

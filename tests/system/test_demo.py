@@ -49,11 +49,12 @@ class Demo:
         return self.log.read_text(errors="replace")
 
     def living(self) -> list[int]:
-        """The pids of all its processes, the store too."""
+        """The pids of all its processes. The store has no environment to show, but its socket in its title."""
         found = []
         for folder in Path("/proc").iterdir():
             with suppress(OSError):
-                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes():
+                marked = folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes()
+                if marked or (folder.name.isdigit() and bytes(self.base) in (folder / "cmdline").read_bytes()):
                     found.append(int(folder.name))
         return found
 

@@ -13,7 +13,7 @@ from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.history import troubles
 from tests.system.witness import CARD_GIB
-from tests.system.workers_started import Crew, keepalives_heard
+from tests.system.workers_started import Crew, keepalives_heard, queued
 
 PROCESSES = 4
 TASKS = 50
@@ -33,7 +33,7 @@ def test_two_hundred_waiters_send_one_keepalive_a_process(server: Server, pool: 
             for n in range(TASKS):
                 worker.tell("ask", str(n))
                 worker.tell("leave", str(n))
-        until_blocking(lambda: snapshot(server, pool).queued == PROCESSES * TASKS)
+        queued(server, pool, PROCESSES * TASKS)
         until_blocking(lambda: keepalives_heard(server) == PROCESSES + 1)
 
         # What is measured is a span of time, so here a time is waited for.

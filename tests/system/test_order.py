@@ -12,7 +12,7 @@ from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.history import troubles
 from tests.system.witness import CARD_GIB
-from tests.system.workers_started import Crew
+from tests.system.workers_started import Crew, queued
 
 PLACES = 60
 
@@ -30,7 +30,7 @@ def test_a_queue_is_served_by_priority_then_by_arrival(server: Server, pool: str
             worker = crew.random.choice(others)
             worker.tell("ask", str(place), priority=priority)
             worker.tell("leave", str(place))
-            until_blocking(lambda: snapshot(server, pool).queued == place + 1)
+            queued(server, pool, place + 1)
             came.append((-priority, place))
         holder.tell("leave", "0")
         until_blocking(lambda: not snapshot(server, pool).queued and not snapshot(server, pool).leases)
@@ -50,12 +50,12 @@ def test_a_waiter_that_gives_up_is_not_waited_for(server: Server, pool: str, tmp
         holder.wait_for("use", "0")
         for place, key in enumerate(["first", "short", "second", "third"], 1):
             other.tell("ask", key, **({"max_wait_time": 0.5} if key == "short" else {}))
-            until_blocking(lambda: snapshot(server, pool).queued == place)
+            queued(server, pool, place)
         for key in ("first", "third"):
             other.tell("cancel", key)
             other.wait_for("cancelled", key)
         assert "any GPU not free after 0.5 s: GPU 0 held by" in other.wait_for("refused", "short").text
-        until_blocking(lambda: snapshot(server, pool).queued == 1)
+        queued(server, pool, 1)
         holder.tell("leave", "0")
         other.wait_for("use", "second")
         assert snapshot(server, pool).queued == 0

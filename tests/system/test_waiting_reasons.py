@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.pools import GIB, QUICK, offer, simulated, snapshot
+from tests.pools import GIB, offer, simulated, snapshot
 from tests.servers import Server, assert_quiet, is_quiet, redis70_binary, valkey_binary
 from tests.states import until_blocking
 from tests.system.history import overlaps, token_breaks, troubles
 from tests.system.witness import CARD_GIB
-from tests.system.workers_started import Crew, Started, keepalives_heard
+from tests.system.workers_started import BRISK, SOAK, Crew, Started, keepalives_heard, passed
 
 pytestmark = pytest.mark.slow
 
 AT_ONCE_S = 0.5
 SLACK_S = 1.5
-BELIEF_S = QUICK.belief_s
+ROUNDS = 50 if SOAK else 5
+BELIEF_S = BRISK.belief_s
 PERSISTENT = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -56,6 +57,18 @@ def _leave(worker: Started, key: str = "0") -> float:
     return worker.wait_for("left", key).at_s
 
 
+def _wait_for_tokens(server: Server, pool: str, *tokens: int) -> None:
+    """Until leases with these tokens stand, or any; the pool may have no books for a moment."""
+
+    def stand() -> bool:
+        with redis.Redis.from_url(server.url) as store:
+            opened = store.exists(f"gpulockd:{{{pool}}}:meta")
+        found = [lease.token for lease in snapshot(server, pool).leases] if opened else []
+        return found == list(tokens) if tokens else bool(found)
+
+    until_blocking(stand, BRISK.ttl)
+
+
 def _flush(server: Server) -> float:
     with redis.Redis.from_url(server.url) as store:
         store.flushall()
@@ -69,22 +82,22 @@ def _assert_quiet(server: Server, pool: str, crew: Crew) -> None:
     for worker in crew.workers.values():
         worker.dismiss()
         assert not worker.printed()
-    until_blocking(lambda: is_quiet(server, pool), QUICK.ttl + QUICK.step_s + SLACK_S)
+    until_blocking(lambda: is_quiet(server, pool), BRISK.ttl + BRISK.step_s + SLACK_S)
     assert_quiet(server, pool)
 
 
 def test_the_first_use_of_a_pool_waits_only_for_a_young_server(fresh: Server, pool: str, tmp_path: Path) -> None:
     """Design 3, epochs (a): nobody can know what was before the server began, so it must be one session old."""
-    with Crew(tmp_path, fresh.url, pool) as crew:
+    with Crew(tmp_path, fresh.url, pool, BRISK) as crew:
         began = time.monotonic()
         (early,) = crew.obedient("early")
         _hold(early)
-        assert _uptime_s(fresh) >= QUICK.ttl
-        assert time.monotonic() - began <= QUICK.ttl + SLACK_S
+        assert _uptime_s(fresh) >= BRISK.ttl
+        assert time.monotonic() - began <= BRISK.ttl + SLACK_S
         assert early.logged("the store has just started, and holders from before may still run")
         _leave(early)
         _assert_quiet(fresh, pool, crew)
-    with Crew(tmp_path, fresh.url, pool + "-other") as crew:
+    with Crew(tmp_path, fresh.url, pool + "-other", BRISK) as crew:
         (late,) = crew.obedient("late")
         asked_at = late.ask("0")
         assert late.wait_for("enter", "0").at_s - asked_at <= AT_ONCE_S
@@ -95,8 +108,8 @@ def test_the_first_use_of_a_pool_waits_only_for_a_young_server(fresh: Server, po
 
 def test_an_emptied_store_lets_nobody_in_beside_a_living_holder(fresh: Server, pool: str, tmp_path: Path) -> None:
     """FLUSHALL under a holder and waiters: the lease comes back by itself, with its token; then the queue goes on."""
-    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB))
-    with Crew(tmp_path, fresh.url, pool) as crew:
+    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=BRISK)
+    with Crew(tmp_path, fresh.url, pool, BRISK) as crew:
         holder, waiter, late = crew.obedient("holder", "waiter", "late")
         token = _hold(holder)
         waiter.ask("0")
@@ -104,8 +117,8 @@ def test_an_emptied_store_lets_nobody_in_beside_a_living_holder(fresh: Server, p
         flushed_at = _flush(fresh)
         late.ask("0")
         until_blocking(lambda: late.logged("the store lost its data, and holders from before may still run"))
-        until_blocking(lambda: [lease.token for lease in snapshot(fresh, pool).leases] == [token])
-        until_blocking(lambda: time.monotonic() > flushed_at + QUICK.ttl + QUICK.keepalive)
+        _wait_for_tokens(fresh, pool, token)
+        until_blocking(lambda: time.monotonic() > flushed_at + BRISK.ttl + BRISK.keepalive)
         until_blocking(lambda: not snapshot(fresh, pool).frozen_ms)
         assert [lease.token for lease in snapshot(fresh, pool).leases] == [token]
         assert not waiter.find("enter")
@@ -124,8 +137,8 @@ def test_an_emptied_store_lets_nobody_in_beside_a_living_holder(fresh: Server, p
 
 def test_an_emptied_store_waits_for_holders_that_cannot_speak(fresh: Server, pool: str, tmp_path: Path) -> None:
     """A stopped holder believes its lease for a while, and nothing in the store tells of it any more."""
-    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB))
-    with Crew(tmp_path, fresh.url, pool) as crew:
+    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=BRISK)
+    with Crew(tmp_path, fresh.url, pool, BRISK) as crew:
         holder, late = crew.obedient("holder", "late")
         old = _hold(holder, witnessed=False)
         until_blocking(lambda: keepalives_heard(fresh) == 1)
@@ -134,7 +147,7 @@ def test_an_emptied_store_waits_for_holders_that_cannot_speak(fresh: Server, poo
         late.ask("0")
         entered = late.wait_for("enter", "0")
         assert entered.at_s > flushed_at + BELIEF_S
-        assert entered.at_s <= flushed_at + QUICK.ttl + QUICK.keepalive + SLACK_S
+        assert entered.at_s <= flushed_at + BRISK.ttl + BRISK.keepalive + SLACK_S
         assert entered.token > old
         woke_at = holder.resume()
         assert holder.wait_for("lost", "0").at_s - woke_at < AT_ONCE_S
@@ -145,8 +158,8 @@ def test_an_emptied_store_waits_for_holders_that_cannot_speak(fresh: Server, poo
 @pytest.mark.parametrize("args", [("--save", "", "--appendonly", "no"), PERSISTENT], ids=["without data", "with data"])
 def test_a_killed_store_comes_back_to_living_holders(pool: str, tmp_path: Path, args: tuple[str, ...]) -> None:
     """kill -9 and a restart, with and without what it had: the lease stands, and the queue goes on within a session."""
-    with Server(_binary(), args=args) as server, Crew(tmp_path, server.url, pool) as crew:
-        offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB))
+    with Server(_binary(), args=args) as server, Crew(tmp_path, server.url, pool, BRISK) as crew:
+        offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=BRISK)
         holder, waiter, late = crew.obedient("holder", "waiter", "late")
         token = _hold(holder)
         waiter.ask("0")
@@ -157,13 +170,13 @@ def test_a_killed_store_comes_back_to_living_holders(pool: str, tmp_path: Path, 
         late.ask("0")
         until_blocking(lambda: late.logged("holders from before may still run"))
         until_blocking(lambda: waiter.logged("holders from before may still run"))
-        until_blocking(lambda: [lease.token for lease in snapshot(server, pool).leases] == [token])
+        _wait_for_tokens(server, pool, token)
         left_at = _leave(holder)
-        assert left_at - back_at < QUICK.ttl
+        assert left_at - back_at < BRISK.ttl
         first = waiter.wait_for("enter", "0")
         assert first.at_s > back_at + BELIEF_S
         # A restart without data is a new server: its age counts in whole seconds.
-        assert first.at_s <= back_at + QUICK.ttl + 1.0 + QUICK.keepalive + SLACK_S
+        assert first.at_s <= back_at + BRISK.ttl + 1.0 + BRISK.keepalive + SLACK_S
         assert first.token > token
         _leave(waiter)
         late.wait_for("enter", "0")
@@ -173,20 +186,50 @@ def test_a_killed_store_comes_back_to_living_holders(pool: str, tmp_path: Path, 
 
 def test_an_outage_shorter_than_belief_is_survived(fresh: Server, pool: str, tmp_path: Path) -> None:
     """Invariant 7, without a guard: the holder keeps its lease; an outage that outlasts belief takes it."""
-    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB))
-    with Crew(tmp_path, fresh.url, pool) as crew:
+    offer(fresh, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=BRISK)
+    with Crew(tmp_path, fresh.url, pool, BRISK) as crew:
         (holder,) = crew.obedient("holder")
         token = _hold(holder)
         until_blocking(lambda: keepalives_heard(fresh) == 1)
         paused_at = time.monotonic()
         fresh.pause()
-        until_blocking(lambda: time.monotonic() > paused_at + BELIEF_S - 2 * QUICK.keepalive)
+        until_blocking(lambda: time.monotonic() > paused_at + BELIEF_S - 2 * BRISK.keepalive)
         fresh.resume()
-        until_blocking(lambda: [lease.token for lease in snapshot(fresh, pool).leases] == [token])
-        until_blocking(lambda: time.monotonic() > paused_at + BELIEF_S + QUICK.keepalive)
+        _wait_for_tokens(fresh, pool, token)
+        until_blocking(lambda: time.monotonic() > paused_at + BELIEF_S + BRISK.keepalive)
         assert not holder.find("lost")
         fresh.pause()
         cut_off_at = time.monotonic()
         lost = holder.wait_for("lost", "0")
-        assert BELIEF_S - 2 * QUICK.keepalive - QUICK.margin <= lost.at_s - cut_off_at <= BELIEF_S + SLACK_S
+        assert BELIEF_S - 2 * BRISK.keepalive - BRISK.margin <= lost.at_s - cut_off_at <= BELIEF_S + SLACK_S
         fresh.resume()
+
+
+def test_a_grant_that_is_read_after_the_store_was_emptied_is_told_to_it(
+    fresh: Server, pool: str, tmp_path: Path
+) -> None:
+    """The loop is busy while the store grants, is emptied and hears of this process again: only then it enters.
+
+    Its lease must be in the store soon after, or another would be let in as soon as the pool goes on.
+    """
+    with Crew(tmp_path, fresh.url, pool, BRISK) as crew:
+        for round in range(ROUNDS):
+            name = f"{pool}-{round}"
+            crew.environment["GPULOCKD_POOL"] = name
+            offer(fresh, name, simulated(1, memory_mib=CARD_GIB * GIB), session=BRISK)
+            (asker,) = crew.obedient(f"asker{round}")
+            asker.ask("before")
+            asker.wait_for("enter", "before")
+            _leave(asker, "before")
+            passed(crew.random.uniform(0.0, BRISK.keepalive))
+            fresh.pause()
+            asker.tell("ask", "0")
+            asker.tell("block", "x", str(BRISK.rpc_deadline * 0.9))
+            asker.wait_for("blocking")
+            fresh.resume()
+            _wait_for_tokens(fresh, name)
+            _flush(fresh)
+            entered = asker.wait_for("enter", "0")
+            _wait_for_tokens(fresh, name, entered.token)
+            _leave(asker)
+        assert not troubles(crew.notes())

@@ -46,7 +46,7 @@ def _opened(held: contextlib.ExitStack, path: Path) -> int:
 
 
 def _take_memory(file: int, memory_gib: int, gpu: str) -> None:
-    """Lock any `memory_gib` bytes of the file. A byte that was busy may be free at a second look, so there are three."""
+    """Lock any `memory_gib` bytes of the file. A busy byte may be free at a second look, so there are three."""
     taken: set[int] = set()
     for at in [*range(CARD_GIB)] * 3:
         if len(taken) < memory_gib and at not in taken and _lock_byte(file, at):

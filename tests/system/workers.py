@@ -28,7 +28,7 @@ from tests.system.history import Diary
 from tests.system.witness import Overlap, using
 
 PR_SET_PDEATHSIG = 1
-GIVEN = {"max_wait_time": 60}
+GIVEN: dict[str, Any] = {"max_wait_time": 60}
 
 
 class Worker:

@@ -19,12 +19,16 @@ import msgspec
 import redis
 
 from gpulockd.settings import SessionBlock
-from tests.pools import QUICK, environment
+from tests.pools import QUICK, environment, snapshot
 from tests.servers import Server
+from tests.states import until_blocking
 from tests.system.history import Note, read_notes
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 30.0
+
+BRISK = SessionBlock(ttl=3.0, keepalive=0.4, rpc_deadline=0.4, margin=0.2, claim_window=0.5)
+"""Session times of tests that wait for the end of several sessions (in seconds)."""
 
 SOAK = os.environ.get("GPULOCKD_SOAK") == "1"
 """Whether to run ten times as long."""
@@ -188,6 +192,18 @@ class Crew:
     def notes(self) -> list[Note]:
         """What all have noted, children of workers too, in the order of time."""
         return read_notes(sorted(self.folder.glob("*.jsonl")))
+
+
+def passed(for_s: float) -> None:
+    """Return after `for_s` seconds: for tests in which the time itself is what happens."""
+    ends_at = time.perf_counter() + for_s
+    while (left_s := ends_at - time.perf_counter()) > 0:
+        time.sleep(left_s if left_s > 0.005 else 0.0)
+
+
+def queued(server: Server, pool: str, count: int) -> None:
+    """Return once `count` tickets wait."""
+    until_blocking(lambda: snapshot(server, pool).queued == count)
 
 
 def keepalives_heard(server: Server) -> int:
