@@ -45,6 +45,9 @@ class Contender:
         """Pass the turn on."""
         raise NotImplementedError
 
+    async def aclose(self) -> None:
+        """Close what would complain otherwise when the loop closes."""
+
 
 class Ours(Contender):
     """`async with gpu_lock(...)`, as a program uses it."""
@@ -85,6 +88,9 @@ class RedisPyLock(Contender):
 
     async def leave(self, name: str, i: int) -> None:
         await self._locks.pop(i).release()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
 
 
 class PythonRedisLock(Contender):
@@ -194,6 +200,13 @@ class RedisPyDoorbell(Doorbell):
     async def publish(self, channel: str, message: str) -> None:
         await self._client.execute_command("PUBLISH", channel, message)
 
+    async def aclose(self) -> None:
+        self._listener.cancel()
+        await asyncio.wait((self._listener,))
+        await self._pubsub.aclose()
+        await self._ear.aclose()
+        await self._client.aclose()
+
 
 class RedisPyDoorbellConfirmed(RedisPyDoorbell):
     """The same, and the one who wakes sends a bare `confirm` of a lease before its body begins."""
@@ -203,7 +216,7 @@ class RedisPyDoorbellConfirmed(RedisPyDoorbell):
     async def connect(self) -> None:
         await super().connect()
         lock = gpu_lock(f"gpu_lock:confirm-{self.worker}", pool=POOL)
-        lease = await lock.acquire()
+        lease = self._lease = await lock.acquire()
         call = verbs.confirm(PoolKeys(POOL), session=lease._entry.session, id=lease.id, token=lease.token)
         await self._client.execute_command("EVAL", call.script.text, *script_words(call))
         self._confirm = ("EVALSHA", call.script.sha, *script_words(call))
@@ -213,6 +226,10 @@ class RedisPyDoorbellConfirmed(RedisPyDoorbell):
         if i > 0:
             answer = await self._client.execute_command(*self._confirm)
             assert answer[0] == b"held", answer
+
+    async def aclose(self) -> None:
+        await self._lease.release()
+        await super().aclose()
 
 
 CONTENDERS: dict[str, type[Contender]] = {

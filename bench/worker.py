@@ -76,6 +76,8 @@ class Worker:
             else:
                 stamps = await TaskLine(self, drain).run(contender)
             self.say(stamps)
+        for contender in self.contenders.values():
+            await contender.aclose()
 
     def _hear(self) -> None:
         try:

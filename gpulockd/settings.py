@@ -84,7 +84,7 @@ class SessionBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class QueueBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How waiting is worth (in seconds): one point of priority, and how long others may pass a ticket that cannot fit."""
+    """What waiting is worth (in seconds): a point of priority, and how long others may pass what cannot fit."""
 
     priority_step: float = 60.0
     hold_back_after: float = 60.0

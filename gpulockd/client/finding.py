@@ -17,7 +17,7 @@ NO_STORE = "no Redis is known here: start `gpulockd serve`, or set GPULOCKD_REDI
 
 
 class Whereabouts(NamedTuple):
-    """A store, the pool that the local daemon or the environment names (None: ask the store), and the daemon's socket."""
+    """A store, the pool that daemon or environment name (None: ask the store), and the daemon's socket."""
 
     url: str
     pool: str | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from gpulockd.client.process import line_of
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost
 from gpulockd.ledger import answers as a
@@ -194,13 +196,7 @@ class BlockingLease(LeaseFacts):
 
 async def _line_here(line: Line) -> Line:
     """The line of the running loop: a lease may be used from another loop of its process."""
-    import asyncio
-
-    if line.loop is asyncio.get_running_loop():
-        return line
-    from gpulockd.client.process import line_of
-
-    return await line_of(line.session)
+    return line if line.loop is asyncio.get_running_loop() else await line_of(line.session)
 
 
 def _progress_call(lease: LeaseFacts, percent: float | None, message: str) -> verbs.Call[object]:

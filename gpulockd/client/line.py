@@ -103,7 +103,7 @@ class Line:
             # A connection that had broken unnoticed; every verb may be repeated.
             asked_at = boottime_s()
             answer = await self.store.ask(call)
-        if isinstance(answer, a.Answer) and not isinstance(answer, a.NoSession):
+        if call.extends and isinstance(answer, a.Answer) and not isinstance(answer, a.NoSession):
             self.session.heard(asked_at, answer)
             if self.session.must_assert(answer):
                 self.keeper.wake()
@@ -274,7 +274,7 @@ class Line:
         """Close the connections, after what is under way in this loop has ended."""
         deadline = self.loop.time() + self.session.times.rpc_deadline
         while self.loop.time() < deadline and (len(self._tasks) > 1 or self._any_entry()):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # noqa: ASYNC110 - tasks of a closing loop end at their own pace
         self._subscribed_as = ""
         self._listener = None
         if self._subscription is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import logging
 import os
 import threading
@@ -16,6 +14,7 @@ import anyio
 
 from gpulockd.client import nesting, wishes
 from gpulockd.client.blocking import portal
+from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts
 from gpulockd.client.nesting import Held, Owner, owner_here
@@ -181,16 +180,17 @@ class gpu_lock:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         use = self._pop_use()
         if use.joined:
             use.held.depth -= 1
-            return False
+            return
         assert use.scope is not None
         lease = use.lease
         assert isinstance(lease, Lease)
         lease._entry.on_lost = None
-        swallowed = bool(use.scope.__exit__(kind, error, trace))
+        # Only a loss cancels this scope, so what it swallows is always told as `LeaseLost`.
+        swallowed = use.scope.__exit__(kind, error, trace)
         nesting.leave(use.held)
         if kind is None:
             await lease._end()
@@ -199,7 +199,6 @@ class gpu_lock:
                 await lease._end()
         if lease.lost.is_set() and (kind is None or swallowed):
             raise lease._loss() from None
-        return swallowed
 
     # with
 
@@ -259,29 +258,8 @@ class gpu_lock:
 
         :raises TypeError: for generators and classes
         """
-        if inspect.isclass(func) or not callable(func):
-            raise TypeError("@gpu_lock() decorates a function or a method; put it on the method that uses the GPU")
-        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-            raise TypeError(
-                f"@gpu_lock() cannot hold a lock for the generator {func.__qualname__!r}, whose end nobody sees; "
-                "use 'with gpu_lock():' around the loop that consumes it"
-            )
         lock = self if self._names_task else self._named(getattr(func, "__name__", "task"))
-        if inspect.iscoroutinefunction(func):
-
-            @functools.wraps(func)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
-                async with lock:
-                    return await func(*args, **kwargs)
-
-            return run_async  # type: ignore[return-value] # same signature as `func`
-
-        @functools.wraps(func)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return func(*args, **kwargs)
-
-        return run  # type: ignore[return-value] # same signature as `func`
+        return decorated(func, lock)
 
     def _named(self, task: str) -> gpu_lock:
         copy = gpu_lock.__new__(gpu_lock)

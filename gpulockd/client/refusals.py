@@ -17,12 +17,13 @@ if TYPE_CHECKING:  # the waiting itself is told about, never called
 def impossible_text(answer: a.Impossible, wants: Wants, pool: str) -> str:
     """Why the pool can never grant these wants, and what it could."""
     detail = answer.detail
+    plural = "" if detail == "1" else "s"
     known = {
         "not_offered": f"nobody offers GPUs in pool {pool!r}, so only 'gpu_lock()' and single keys work here; "
         "start `gpulockd serve`",
         "no_such_gpu": f"pool {pool!r} has no {detail}; `gpulockd status` lists its GPUs",
-        "too_many_gpus": f"{wants} cannot be had: pool {pool!r} has {detail} GPU{'' if detail == '1' else 's'}; ask for fewer",
-        "too_much_memory": f"{wants} cannot be had: the largest card that is asked for has {_gib(detail)}; ask for less",
+        "too_many_gpus": f"{wants} cannot be had: pool {pool!r} has {detail} GPU{plural}; ask for fewer",
+        "too_much_memory": f"{wants} cannot be had: the largest card asked for has {_gib(detail)}; ask for less",
         "no_memory": f"{detail} has no memory to share; ask for it without memory=",
         "too_many_wants": f"more than {detail} different kinds of request wait in pool {pool!r}; ask for rounder sizes",
     }

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from gpulockd.client.table import Entry, Table
-from gpulockd.client.whoami import this_process
+from gpulockd.client.whoami import machine, this_process
 from gpulockd.clock import boottime_s
 from gpulockd.errors import ConfigError
 from gpulockd.ledger import answers as a
@@ -61,7 +61,8 @@ class Session:
         self._mutex = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Session {self.id[:8]} {self.keys.pool} {'open' if self.is_open else 'not open'}, {len(self.table)} tickets>"
+        state = "open" if self.is_open else "not open"
+        return f"<Session {self.id[:8]} {self.keys.pool} {state}, {len(self.table)} tickets>"
 
     @property
     def pool(self) -> str:
@@ -115,6 +116,7 @@ class Session:
             session=self.id,
             process=self.process,
             terms=self.terms,
+            machine=machine(),
             known_pool=known_pool,
             brought=brought,
         )

@@ -8,7 +8,7 @@ All of a pool lives in one hash slot, `gpulockd:{<pool>}:<name>`, so every chang
 | `sessions` | zset | session id -> its end on the ledger clock (ms) |
 | `queue` | zset | ticket id -> score, all that wait: for places and printing |
 | `offered` | zset | gpu key -> index |
-| `due` | zset | `lease:<id>`, `settle:<gpu>`, `place:<gpu>`, `session:<id>` -> when it is due (ms); every lease has an entry |
+| `due` | zset | `lease:<id>`, `settle:<gpu>`, `place:<gpu>`, `session:<id>` -> when it is due (ms) |
 | `held_back` | zset | ticket id -> score of those that have chosen their gpus |
 | `events` | stream | what happened, one JSON field `e`; also published on the channel of the same name |
 | `counters` | hash | how often each event happened |

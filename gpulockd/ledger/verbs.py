@@ -28,13 +28,15 @@ encode = msgspec.json.encode
 class Call(Generic[T]):
     """One script call, ready to be sent any number of times: every verb is idempotent by its ids."""
 
-    __slots__ = ("args", "keys", "read", "script")
+    __slots__ = ("args", "extends", "keys", "read", "script")
 
     def __init__(self, call: Script, keys: PoolKeys, args: tuple[Any, ...], read: Callable[[Reply], T]) -> None:
         self.script = call
         self.keys = keys
         self.args = args
         self.read = read
+        # A call that names its sender's session extends it; an operator's or a picture's proves nothing of it.
+        self.extends = bool(args[0])
 
     def __repr__(self) -> str:
         return f"<Call {self.script.name} {self.keys.pool}>"
@@ -121,11 +123,24 @@ def open(
     session: str,
     process: Process,
     terms: Terms,
+    machine: str = "",
     known_pool: bool | None = None,
     brought: Brought = NOTHING,
 ) -> Call[a.Opened | a.Gone | a.Elsewhere | a.AskFleet]:
-    """Begin to be alive in a pool. `known_pool`: does the fleet's list name it; None = not looked yet."""
-    args = (session, encode(process), process.boot_id, encode(terms), _known(known_pool), encode(brought))
+    """Begin to be alive in a pool.
+
+    :param machine: what stays the same over reboots of this host
+    :param known_pool: does the fleet's list name it; None = not looked yet
+    """
+    args = (
+        session,
+        encode(process),
+        process.boot_id,
+        encode(terms),
+        _known(known_pool),
+        encode(brought),
+        machine,
+    )
     return Call(script("open"), keys, args, reading.opened)
 
 
@@ -184,7 +199,7 @@ def end(
     reason: EndReason,
     what: Literal["ticket", "session"] = "ticket",
 ) -> Call[a.Ended | a.Gone | a.Stale | a.NoSession | a.Unopened]:
-    """End a ticket, a lease or a session. `session`: the caller's, "" for an operator. `token` None: whatever it has."""
+    """End a ticket, a lease or a session. `session`: "" for an operator. `token` None: whatever it has."""
     args = (session, what, id, "" if token is None else str(token), reason)
     return Call(script("end"), keys, args, reading.ended)
 

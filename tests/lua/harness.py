@@ -171,7 +171,8 @@ class Ledger:
     def set_guarded(self) -> None:
         """Say in the books that a guard stands before the gpus."""
         terms = self._client.hget(self.keys.base + "meta", "terms")
-        assert terms is not None and terms.endswith(b" 0")
+        assert isinstance(terms, bytes)
+        assert terms.endswith(b" 0")
         self._client.hset(self.keys.base + "meta", "terms", terms[:-1] + b"1")
 
 
@@ -226,8 +227,18 @@ def _unordered(name: str, value: Any) -> Any:
 
 STATE = ("last_ms", "clock_ms", "stamp", "seq")
 TERMS = (
-    "run_id epoch ttl_ms step_ms keepalive_ms claim_window_ms priority_step_ms frozen_until cluster offered guarded"
-).split()
+    "run_id",
+    "epoch",
+    "ttl_ms",
+    "step_ms",
+    "keepalive_ms",
+    "claim_window_ms",
+    "priority_step_ms",
+    "frozen_until",
+    "cluster",
+    "offered",
+    "guarded",
+)
 
 
 def _unpacked(fields: dict[str, str]) -> dict[str, str]:

@@ -198,7 +198,8 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     ("a stale token releases", stale_release, "end", "(token ~= '' and token ~= text(t.token))", "false"),
     (
         "budgets exceed the card", full_card,
-        "_gpus", "return g.used_mib + w.mib <= (g.memory_mib or 0)", "return g.used_mib <= g.memory_mib",
+        "_gpus", "return g.used_mib + w.mib <= (g.memory_mib or 0)",
+        "return g.used_mib <= g.memory_mib",
     ),
     ("a whole lease begins beside budgets", beside_budgets, "_gpus", "return g.shared == 0 end", "return true end"),
     (
@@ -211,7 +212,8 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     ),
     (
         "the clock's last is kept as a maximum", backward_jump,
-        "_books", "  books.wall_ms = wall_ms\n", "  books.wall_ms = math.max(wall_ms, (string.match(packed[1] or '0', '%S+')))\n",
+        "_books", "  books.wall_ms = wall_ms\n",
+        "  books.wall_ms = math.max(wall_ms, (string.match(packed[1] or '0', '%S+')))\n",
     ),
     (
         "an away ticket stays head", away_head,
@@ -226,7 +228,8 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     ),
     (
         "a new server freezes nothing", restarted,
-        "_epochs", "    books.note_term('frozen_until', text(books.now + length_ms))\n", "    books.note_term('frozen_until', '0')\n",
+        "_epochs", "    books.note_term('frozen_until', text(books.now + length_ms))\n",
+        "    books.note_term('frozen_until', '0')\n",
     ),
     ("some gpus are enough", half_free, "_gpus", "if #list < w.count then return nil end", FEWER),
     (

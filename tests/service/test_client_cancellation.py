@@ -45,7 +45,7 @@ class Interrupted:
                 try:
                     sent = yield waiting_for
                     break
-                except BaseException as thrown:
+                except BaseException as thrown:  # noqa: BLE001 - passed on, as the event loop does
                     try:
                         waiting_for = steps.throw(thrown)
                     except StopIteration as done:

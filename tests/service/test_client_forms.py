@@ -15,7 +15,6 @@ from gpulockd import (
     Lease,
     LeaseLost,
     StoreUnavailable,
-    current_lease,
     gpu_lock,
     lock_events,
 )

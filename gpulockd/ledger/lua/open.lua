@@ -6,6 +6,7 @@
 -- ARGV[5]  is the pool in the fleet's list: '1' | '0' | '?' (not looked yet)
 -- ARGV[6]  what the session has: {tickets = {{id, wants, priority, stamp, job, task, task_id, lock_timeout_ms}, ...},
 --          leases = {{... , token, gpus, age_ms}, ...}} (JSON; times in ms)
+-- ARGV[7]  machine: a host that has booted anew is still the one that offered the pool
 -- returns  {'opened', ..., the pool's defaults (JSON), how its epoch opened, {lease ids not accepted}}
 --          | {'fleet?'} | {'gone', ..., reason} | {'elsewhere', ..., host, boot id}
 local session, boot_id, known_pool, has = ARGV[1], ARGV[3], ARGV[5], cjson.decode(ARGV[6])
@@ -16,7 +17,9 @@ local refusal = begin('', cjson.decode(ARGV[4]), brings and '1' or known_pool)
 if refusal then return refuse(refusal) end
 local ended = redis.call('GET', names.base .. 'done:' .. session)
 if ended then return books.answer('gone', ended) end
-if meta.offered == '1' and meta.boot_id ~= boot_id and redis.call('ZSCORE', names.sessions, meta.offer_session) then
+local elsewhere = meta.offered == '1' and meta.boot_id ~= boot_id
+  and redis.call('HGET', names.offer, 'machine') ~= ARGV[7]
+if elsewhere and redis.call('ZSCORE', names.sessions, meta.offer_session) then
   return books.answer('elsewhere', redis.call('HGET', names.offer, 'host') or '', meta.boot_id)
 end
 
