@@ -93,6 +93,7 @@ class Crew:
         self._context = multiprocessing.get_context("spawn")
         self._begun = self._context.Value("q", 0)
         self._pipes: list[Connection] = []
+        self._drain: Drain | None = None
         self._names = (f"drain-{n}" for n in itertools.count())
 
     def __enter__(self) -> Self:
@@ -119,6 +120,7 @@ class Crew:
         pipes = [pipe for pipe, mine in zip(self._pipes, places, strict=True) if mine]
         drain = Drain(contender, next(self._names), (), size.waiters, size.spacing_s, HOLD_S)
         self._begun.value = 0
+        self._drain = drain
         for pipe, mine in zip(pipes, places, strict=False):
             pipe.send(drain._replace(places=mine))
         assert pipes[0].recv() == "holding"
@@ -149,7 +151,7 @@ class Crew:
         """What workers say within `timeout_s`; nothing within `LOST_S` means that one is lost."""
         ready = multiprocessing.connection.wait(pipes, timeout_s)
         if not ready and timeout_s == LOST_S:
-            raise RuntimeError("a worker process does not answer")
+            raise RuntimeError(f"a worker process does not answer, in {self._drain}")
         return [pipe.recv() for pipe in pipes if pipe in ready]
 
 

@@ -133,9 +133,11 @@ class TaskLine:
             self._go.set()
         ended = await self.worker.told("stop", "cut")
         self._stopped.set()
-        if ended == "cut":
-            for task in tasks:
+        pending = set(tasks) if ended == "cut" else set()
+        while pending:  # Python 3.11's `wait_for`, which redis-py uses, can swallow a cancellation
+            for task in pending:
                 task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=0.5)
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception) and ended == "stop":
                 raise result

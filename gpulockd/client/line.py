@@ -273,8 +273,9 @@ class Line:
     async def _close(self) -> None:
         """Close the connections, after what is under way in this loop has ended."""
         deadline = self.loop.time() + self.session.times.rpc_deadline
-        while self.loop.time() < deadline and (len(self._tasks) > 1 or self._any_entry()):
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - tasks of a closing loop end at their own pace
+        # Tasks of a closing loop end at their own pace.
+        while self.loop.time() < deadline and (len(self._tasks) > 1 or self._any_entry()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         self._subscribed_as = ""
         self._listener = None
         if self._subscription is not None:

@@ -45,8 +45,12 @@ def started_ticks(pid: int) -> int:
 
 def program() -> str:
     """The program's name as a person would call it: its script's name, else "python"."""
-    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
-    return name or "python"
+    return _program_of(sys.argv[0] if sys.argv else "")
+
+
+@cache
+def _program_of(path: str) -> str:
+    return "python" if path in ("", "-c", "-m") else Path(path).stem or "python"
 
 
 def this_process() -> Process:

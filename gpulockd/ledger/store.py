@@ -7,8 +7,7 @@ asks again does so with the same ids.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar
 
 from redis import exceptions as broken
@@ -23,33 +22,54 @@ T = TypeVar("T")
 OLDEST_VERSION = (7, 0)
 
 
-@contextmanager
-def mapped(url: str) -> Iterator[None]:
-    """Turn what redis-py raises into our errors.
+class mapped:  # noqa: N801 - reads as the verb that it is: `with mapped(url):`
+    """Turn what redis-py raises inside the block into our errors.
 
     :raises StoreUnavailable: if the server cannot be reached, loads, is read-only or full
     :raises ConfigError: if it refuses our credentials
     """
-    shown = address.without_secret(url)
-    try:
-        yield
-    except (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError) as refused:
-        raise ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL") from refused
-    except (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError) as away:
-        raise StoreUnavailable(
-            f"Redis at {shown} cannot be used: {str(away) or type(away).__name__}; is it running?"
-        ) from away
-    except broken.RedisClusterException as away:
-        raise StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {away}") from away
-    except broken.ResponseError as wrong:
-        text = str(wrong)
-        if text.startswith(
-            ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM")
-        ):
-            raise StoreUnavailable(f"Redis at {shown} cannot be used: {text}") from wrong
-        raise GpuLockError(f"Redis at {shown} answered: {text}") from wrong
-    except (OSError, EOFError) as away:
-        raise StoreUnavailable(f"Redis at {shown} cannot be reached: {away}") from away
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            ours = _our_error(error, address.without_secret(self._url))
+            if ours is not None:
+                raise ours from error
+
+
+_AWAY = (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError)
+_REFUSED = (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError)
+_NOT_NOW = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM")
+
+
+def _our_error(error: Exception, shown: str) -> GpuLockError | None:
+    if isinstance(error, _REFUSED):
+        return ConfigError(f"Redis at {shown} refused: {error}; check user, password and ACL")
+    if isinstance(error, _AWAY):
+        return StoreUnavailable(
+            f"Redis at {shown} cannot be used: {str(error) or type(error).__name__}; is it running?"
+        )
+    if isinstance(error, broken.NoScriptError):
+        return None
+    if isinstance(error, broken.RedisClusterException):
+        return StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {error}")
+    if isinstance(error, broken.ResponseError):
+        text = str(error)
+        if text.startswith(_NOT_NOW):
+            return StoreUnavailable(f"Redis at {shown} cannot be used: {text}")
+        return GpuLockError(f"Redis at {shown} answered: {text}")
+    if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
+        return StoreUnavailable(f"Redis at {shown} cannot be reached: {error}")
+    return None
 
 
 def _refuse_unfit(info: dict[str, Any], shown: str) -> None:

@@ -224,7 +224,7 @@ def test_bad_arguments_are_refused_before_anything_is_sent() -> None:
         ({"warning": "2h", "hard_timeout": "1h"}, ConfigError, "warning <= "),
     ):
         with pytest.raises(error, match=text):
-            gpu_lock(**arguments)  # type: ignore[arg-type]
+            gpu_lock(**arguments)
 
 
 async def test_no_redis_is_said_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: object, pool: str) -> None:
