@@ -12,12 +12,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from gpulockd.cli.processes import Member, descendants, look, send
+from gpulockd.cli.processes import Member, descendants, look, pending, send
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 NOT_RUNNABLE, NOT_FOUND = 126, 127
+
+ENDS_FROM_TERMINAL = {signal.SIGINT, signal.SIGQUIT}
 
 Mask = set[int | signal.Signals]
 
@@ -57,6 +59,12 @@ class Run:
             # The wrapper may have died before the line above.
             if os.getppid() != wrapper:
                 os._exit(NOT_RUNNABLE)
+            # A Ctrl-C that waits behind the mask must end the child here, not raise in this interpreter.
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # One from before the fork has reached the wrapper alone, which takes it for one that both have.
+            for number in (ENDS_FROM_TERMINAL & pending(wrapper)) - signal.sigpending():
+                os.kill(os.getpid(), number)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
         return prepare

@@ -34,6 +34,14 @@ def look(pid: int) -> Member | None:
     return Member(pid, int(words[1]), int(words[19]), head.partition("(")[2], words[0] in "ZX")
 
 
+def pending(pid: int) -> set[int]:
+    """The signals that wait for a process as a whole."""
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        bits = next((int(line.split()[1], 16) for line in file if line.startswith(b"ShdPnd:")), 0)
+        return {number for number in range(1, 65) if bits >> (number - 1) & 1}
+    return set()
+
+
 def descendants(root: int) -> list[Member]:
     """The living descendants of a process, parents before children."""
     children: dict[int, list[Member]] = {}

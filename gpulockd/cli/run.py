@@ -75,6 +75,9 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
         missing = isinstance(wrong, FileNotFoundError)
         say(f"cannot run {args.command[0]!r}: {'not found' if missing else (wrong.strerror or wrong)}")
         return ("not_found", NOT_FOUND) if missing else ("not_runnable", NOT_RUNNABLE)
+    except BaseException:
+        give_back(grant, wish)
+        raise
     keeping.start()
     began = time.monotonic()
     limit_s = None if args.timeout is None or args.timeout >= UNLIMITED_S else args.timeout

@@ -60,22 +60,20 @@ class Wrapper:
 
     def wait(self) -> int:
         """Return the exit code of the run, once all of it is gone."""
-        # A signal of the terminal that came before the command existed has not reached it.
-        while (early := signal.sigtimedwait(PASSED, 0)) is not None:
-            self._heed(early, command_has_it=False)
         while not self._run.reap():
             self._look_at_lease()
             self._look_at_clock()
             info = signal.sigtimedwait(WATCHED, self._pause_s())
             if info is not None and info.si_signo != signal.SIGCHLD:
-                self._heed(info, command_has_it=info.si_code == SI_KERNEL and info.si_signo in FROM_TERMINAL)
+                self._heed(info)
         code = self._run.exit_code
         if self.outcome != "exited" and code == 0:
             return 128 + signal.SIGTERM  # it was stopped, so it has not finished, whatever it says
         return code
 
-    def _heed(self, info: signal.struct_siginfo, *, command_has_it: bool) -> None:
+    def _heed(self, info: signal.struct_siginfo) -> None:
         number = info.si_signo
+        command_has_it = info.si_code == SI_KERNEL and number in FROM_TERMINAL
         if self._run.status is not None and number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             # The command itself has ended; background jobs of shells ignore SIGINT, so that would not end them.
             self._run.signal_all(signal.SIGTERM if self._kill_at is None else signal.SIGKILL)

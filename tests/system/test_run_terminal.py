@@ -84,8 +84,10 @@ def test_ctrl_c_ends_the_command_and_the_run(shell: Shell) -> None:
 
 def test_ctrl_c_is_the_commands_own_once_and_its_exit_code_too(shell: Shell, daemon: Daemon) -> None:
     """A trainer that saves on Ctrl-C must not be hit twice."""
-    script = "n=0; trap \"n=\\$((n+1))\" INT; echo rea''dy; sleep 60 & wait; kill %1; sleep 0.5; exit $((40+n))"
-    shell.type(f"{RUN} -q -- bash -c '{script}'\n".replace("rea''dy", 'rea""dy'))
+    script = (
+        'n=0; trap "n=\\$((n+1))" INT; echo rea""dy; while [ $n = 0 ]; do sleep 0.1; done; sleep 0.5; exit $((40+n))'
+    )
+    shell.type(f"{RUN} -q -- bash -c '{script}'\n")
     shell.see("ready")
     shell.type("\x03")
     until_blocking(lambda: not ask(daemon, "leases"))
