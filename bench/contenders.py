@@ -52,7 +52,7 @@ class Contender:
 class Ours(Contender):
     """`async with gpu_lock(...)`, as a program uses it."""
 
-    commands = ("evalsha", "eval")
+    commands = ("fcall",)
     pool = POOL
 
     async def open(self) -> None:
@@ -211,15 +211,14 @@ class RedisPyDoorbell(Doorbell):
 class RedisPyDoorbellConfirmed(RedisPyDoorbell):
     """The same, and the one who wakes sends a bare `confirm` of a lease before its body begins."""
 
-    commands = ("publish", "evalsha", "eval")
+    commands = ("publish", "fcall")
 
     async def connect(self) -> None:
         await super().connect()
         lock = gpu_lock(f"gpu_lock:confirm-{self.worker}", pool=POOL)
         lease = self._lease = await lock.acquire()
         call = verbs.confirm(PoolKeys(POOL), session=lease._entry.session, id=lease.id, token=lease.token)
-        await self._client.execute_command("EVAL", call.script.text, *script_words(call))
-        self._confirm = ("EVALSHA", call.script.sha, *script_words(call))
+        self._confirm = ("FCALL", call.script.function, *script_words(call))
 
     async def enter(self, name: str, i: int) -> None:
         await super().enter(name, i)

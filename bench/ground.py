@@ -134,11 +134,7 @@ class Ground:
                     keys, session=HOST_SESSION, id=f"crowd-{n}", wants=Wants(keys=("gpu_lock:1",)), priority=0,
                     wait=True, job=Job(task="crowd"), lock_timeout_ms=3_600_000, asked_ms=None,
                 )  # fmt: skip
-                pipe.execute_command(
-                    "EVAL" if n == 0 else "EVALSHA",
-                    call.script.text if n == 0 else call.script.sha,
-                    *script_words(call),
-                )
+                pipe.execute_command("FCALL", call.script.function, *script_words(call))
             answers = pipe.execute()
         assert answers[0][0] == b"granted", answers[0]
         assert answers[-1][0] == b"waiting", answers[-1]
@@ -152,5 +148,5 @@ class Ground:
 
 
 def script_words(call: Call[Any]) -> tuple[Any, ...]:
-    """The words of a script call after its SHA-1."""
+    """The words of a script call after its function's name."""
     return (len(call.keys.fixed), *call.keys.fixed, *call.args)

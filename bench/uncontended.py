@@ -31,7 +31,7 @@ PAIRS = 200
 ROUNDS, QUICK_ROUNDS = 30, 8
 
 OURS, BLOCKING = "gpulockd, async with", "gpulockd, with (a thread)"
-BARE, NOTHING = "the same two scripts, bare EVALSHA", "two times `return 1`, EVALSHA"
+BARE, NOTHING = "the same two scripts, bare FCALL", "two times `return 1`, FCALL"
 REDIS_PY, PYTHON_REDIS_LOCK = "redis-py Lock", "python-redis-lock (a thread)"
 
 Pair = Callable[[], Awaitable[object]]
@@ -105,7 +105,7 @@ async def _measure(ground: Ground, rounds: int) -> Result:
         PYTHON_REDIS_LOCK: _python_redis_lock_pair(ground.url),
     }
     # A script's own SET counts in INFO like a client's.
-    found = {name: Rounds(("evalsha", "eval")) for name in (*contenders, *threads)}
+    found = {name: Rounds(("fcall",)) for name in (*contenders, *threads)}
     for peer in (REDIS_PY, PYTHON_REDIS_LOCK):
         found[peer] = Rounds(("evalsha", "eval", "set"))
     for n in range(rounds + 1):
@@ -161,25 +161,24 @@ async def _bare_pair(client: Any) -> Pair:
         keys, session=session.id, id="", wants=wants, priority=0, wait=True, job=job, lock_timeout_ms=3_600_000,
         asked_ms=session.ledger_ms,
     )  # fmt: skip
-    request, end = script("request").sha, script("end").sha
+    request, end = script("request").function, script("end").function
     asker, words = example.args[0], example.args[2:]
-    for name in ("request", "end"):
-        await client.execute_command("SCRIPT LOAD", script(name).text)
 
     async def pair() -> None:
         id = uuid4().hex
-        answer = await client.execute_command("EVALSHA", request, *fixed, asker, id, *words)
-        await client.execute_command("EVALSHA", end, *fixed, asker, "ticket", id, answer[6], "released")
+        answer = await client.execute_command("FCALL", request, *fixed, asker, id, *words)
+        await client.execute_command("FCALL", end, *fixed, asker, "ticket", id, answer[6], "released")
 
     return pair
 
 
 async def _nothing(client: Any) -> Pair:
-    sha = await client.execute_command("SCRIPT LOAD", "return 1")
+    library = "#!lua name=bench_nothing\nredis.register_function('bench_nothing', function() return 1 end)"
+    await client.execute_command("FUNCTION LOAD", "REPLACE", library)
 
     async def pair() -> None:
-        await client.execute_command("EVALSHA", sha, 0)
-        await client.execute_command("EVALSHA", sha, 0)
+        await client.execute_command("FCALL", "bench_nothing", 0)
+        await client.execute_command("FCALL", "bench_nothing", 0)
 
     return pair
 
@@ -204,7 +203,7 @@ def _python_redis_lock_pair(url: str) -> Callable[[], object]:
 async def _script_times(ground: Ground, bare: Pair) -> list[ScriptTime]:
     """The server's own time for each script, from a log of every command."""
     control = ground.control
-    names = {script(name).sha.encode(): name for name in ("request", "end")}
+    names = {script(name).function.encode(): name for name in ("request", "end")}
     control.config_set("slowlog-max-len", 10 * PAIRS)
     control.config_set("slowlog-log-slower-than", 0)
     control.slowlog_reset()
@@ -214,7 +213,7 @@ async def _script_times(ground: Ground, bare: Pair) -> list[ScriptTime]:
     times: dict[str, list[float]] = {name: [] for name in names.values()}
     for entry in control.slowlog_get(10 * PAIRS):
         words = entry["command"].split(b" ")
-        if words[0].upper() == b"EVALSHA" and words[1] in names:
+        if words[0].upper() == b"FCALL" and words[1] in names:
             times[names[words[1]]].append(float(entry["duration"]))
     return [
         ScriptTime(script=name, p50_us=median(found), p99_us=percentile(found, 0.99), calls=len(found))

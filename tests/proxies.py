@@ -48,7 +48,7 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scripts: list[bool], *, counts: bool
     ) -> None:
         while data := await reader.read(1 << 20):
-            if not counts and (b"EVALSHA" in data or b"EVAL\r" in data):
+            if not counts and b"FCALL" in data:
                 scripts.append(True)
             if counts and scripts:
                 scripts.clear()

@@ -7,10 +7,10 @@ are synchronous; what must be sent because of them is sent by others.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Literal
-from uuid import uuid4
 
 from gpulockd.client.flags import Flag
 from gpulockd.clock import boottime_s
@@ -57,7 +57,7 @@ class Entry:
 
     def __init__(self, ask: Ask, session: str, loop: asyncio.AbstractEventLoop, id: str | None = None) -> None:
         """:param id: the ticket's id, where another process has chosen it"""
-        self.id = id or uuid4().hex
+        self.id = id or os.urandom(16).hex()
         self.ask = ask
         self.session = session
         self.loop = loop

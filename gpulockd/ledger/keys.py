@@ -42,7 +42,7 @@ FLEET_HOSTS = "gpulockd:{fleet}:hosts"
 class PoolKeys:
     """The keys of one pool."""
 
-    __slots__ = ("base", "events_channel", "fixed", "pool")
+    __slots__ = ("base", "events_channel", "fixed", "pool", "wire")
 
     def __init__(self, pool: str) -> None:
         """:raises ConfigError: if `pool` cannot be the name of a pool"""
@@ -51,6 +51,7 @@ class PoolKeys:
         self.pool = pool
         self.base = f"gpulockd:{{{pool}}}:"
         self.fixed = tuple(self.base + name for name in FIXED)
+        self.wire = tuple(key.encode() for key in self.fixed)
         self.events_channel = self.base + "events"
 
     def session_channel(self, session: str) -> str:

@@ -1,4 +1,9 @@
-"""The Lua files, joined with their shared chunks and known by their SHA-1."""
+"""The Lua files, joined to one library of functions, known to the server by the hash of its text.
+
+A library is loaded once per server process, so its closures are made once; as a script it would make all of them at
+every call, which cost more than an uncontended request's own work (docs/why.md, "A library, not scripts"). Clients of
+different versions use different libraries side by side, for the name has the hash.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +27,33 @@ CHUNKS = (
     "_brought",
     "_begin",
 )
-"""What every verb begins with. The rooms know each other, so all are declared before the first is filled."""
+"""What the verbs share. The rooms know each other, so all are declared before the first is filled."""
 
 ROOMS = ("epochs", "gpus", "queue", "holding_back", "placing", "tickets", "members", "ends", "due", "limits", "brought")
-_DECLARED = f"local {', '.join(ROOMS)}"
+VERBS = ("open", "keepalive", "request", "confirm", "end", "progress", "offer", "report", "snapshot")
+
+# Locks must end while memory is short, so no verb is refused for it.
+_REGISTER = """
+redis.register_function{{function_name = '{library}_{verb}', flags = {{'allow-oom'}}, callback = function(keys, args)
+  books.start(keys, args)
+{text}
+end}}
+"""
 
 
 class Script:
-    """One verb: its Lua text and the SHA-1 by which the server caches it."""
+    """One verb of a library: its function's name, and the library's text for a server that does not have it."""
 
-    __slots__ = ("name", "sha", "text")
+    __slots__ = ("function", "library", "name", "text")
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, library: str, text: str) -> None:
         self.name = name
+        self.library = library
+        self.function = f"{library}_{name}"
         self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
-        return f"<Script {self.name} {self.sha[:8]}>"
+        return f"<Script {self.function}>"
 
 
 def lua_text(name: str) -> str:
@@ -47,13 +61,22 @@ def lua_text(name: str) -> str:
     return (resources.files("gpulockd.ledger") / "lua" / f"{name}.lua").read_text("utf-8")
 
 
-def join(name: str, replaced: dict[str, str] | None = None) -> Script:
-    """Join a verb with its chunks; `replaced` puts other text in the place of a file (tests turn the clock so)."""
+def library(replaced: dict[str, str] | None = None) -> dict[str, Script]:
+    """Join all files to a library; `replaced` puts other text in the place of a file (tests turn the clock so)."""
     replaced = replaced or {}
-    return Script(name, "\n".join([_DECLARED] + [replaced.get(part) or lua_text(part) for part in (*CHUNKS, name)]))
+    texts = {part: replaced.get(part) or lua_text(part) for part in (*CHUNKS, *VERBS)}
+    name = "gpulockd_" + hashlib.sha1("".join(texts.values()).encode(), usedforsecurity=False).hexdigest()[:12]
+    parts = [f"#!lua name={name}", f"local {', '.join(ROOMS)}", *(texts[chunk] for chunk in CHUNKS)]
+    parts += [_REGISTER.format(library=name, verb=verb, text=texts[verb]) for verb in VERBS]
+    text = "\n".join(parts)
+    return {verb: Script(verb, name, text) for verb in VERBS}
 
 
 @cache
+def _ours() -> dict[str, Script]:
+    return library()
+
+
 def script(name: str) -> Script:
     """The verb of that name."""
-    return join(name)
+    return _ours()[name]

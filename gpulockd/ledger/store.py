@@ -20,9 +20,11 @@ from gpulockd.ledger.verbs import Call
 T = TypeVar("T")
 
 OLDEST_VERSION = (7, 0)
+NOT_LOADED = "Function not found"
+LOADED_BY_ANOTHER = "already exists"
 
 
-class mapped:  # noqa: N801 - reads as the verb that it is: `with mapped(url):`
+class mapped:
     """Turn what redis-py raises inside the block into our errors.
 
     :raises StoreUnavailable: if the server cannot be reached, loads, is read-only or full
@@ -58,8 +60,6 @@ def _our_error(error: Exception, shown: str) -> GpuLockError | None:
         return StoreUnavailable(
             f"Redis at {shown} cannot be used: {str(error) or type(error).__name__}; is it running?"
         )
-    if isinstance(error, broken.NoScriptError):
-        return None
     if isinstance(error, broken.RedisClusterException):
         return StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {error}")
     if isinstance(error, broken.ResponseError):
@@ -104,23 +104,33 @@ class Store:
 
         :raises StoreUnavailable: if no answer came within the deadline; the script may have run
         """
-        reply = await self._command("EVALSHA", call.script.sha, *_script_args(call), text=call.script.text)
+        reply = await self._command("FCALL", call.script.function, *_script_args(call), library=call.script.text)
         return call.read(reply)
 
-    async def _command(self, *words: Any, text: str = "") -> Any:
+    async def _command(self, *words: Any, library: str = "") -> Any:
         self.commands += 1
         try:
             with mapped(self.url):
                 async with asyncio.timeout(self.deadline_s):
                     try:
                         return await self._client.execute_command(*words)
-                    except broken.NoScriptError:
-                        return await self._client.execute_command("EVAL", text, *words[2:])
+                    except broken.ResponseError as missing:
+                        if not library or NOT_LOADED not in str(missing):
+                            raise
+                        await self._load(library)
+                        return await self._client.execute_command(*words)
         except TimeoutError as late:
             if isinstance(late, StoreUnavailable):
                 raise
             shown = address.without_secret(self.url)
             raise StoreUnavailable(f"Redis at {shown} gave no answer within {self.deadline_s:g} s") from None
+
+    async def _load(self, library: str) -> None:
+        try:
+            await self._client.execute_command("FUNCTION LOAD", library)
+        except broken.ResponseError as refused:
+            if LOADED_BY_ANOTHER not in str(refused):
+                raise
 
     async def check(self) -> None:
         """:raises ConfigError: if the server is too old, or evicts keys"""
@@ -186,7 +196,7 @@ def _pairs(fields: Any) -> list[tuple[bytes, bytes]]:
 
 
 def _script_args(call: Call[Any]) -> tuple[Any, ...]:
-    return (len(call.keys.fixed), *call.keys.fixed, *call.args)
+    return (b"%d" % len(call.keys.wire), *call.keys.wire, *call.args)
 
 
 class BlockingStore:
@@ -206,10 +216,21 @@ class BlockingStore:
         run: Any = self._client.execute_command
         with mapped(self.url):
             try:
-                reply = run("EVALSHA", call.script.sha, *_script_args(call))
-            except broken.NoScriptError:
-                reply = run("EVAL", call.script.text, *_script_args(call))
+                reply = run("FCALL", call.script.function, *_script_args(call))
+            except broken.ResponseError as missing:
+                if NOT_LOADED not in str(missing):
+                    raise
+                self._load(call.script.text)
+                reply = run("FCALL", call.script.function, *_script_args(call))
         return call.read(reply)
+
+    def _load(self, library: str) -> None:
+        run: Any = self._client.execute_command
+        try:
+            run("FUNCTION LOAD", library)
+        except broken.ResponseError as refused:
+            if LOADED_BY_ANOTHER not in str(refused):
+                raise
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""

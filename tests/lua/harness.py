@@ -13,7 +13,7 @@ import redis
 
 from gpulockd.ledger import answers as a
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.ledger.lua_files import Script, join, lua_text
+from gpulockd.ledger.lua_files import library, lua_text
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Call
 from tests.lua.model import Said
@@ -22,18 +22,20 @@ from tests.lua.model import Server as Turned
 T = TypeVar("T")
 
 TURNED_BY_HAND = """
-local turned = {}
-do
-  local rows = redis.call('HGETALL', 'test:' .. string.match(KEYS[1], '{.*}') .. ':server')
-  for i = 1, #rows, 2 do turned[rows[i]] = rows[i + 1] end
+local function turned(name)
+  return redis.call('HGET', 'test:' .. string.match(KEYS[1], '{.*}') .. ':server', name)
 end
 
 function server.time_ms()
-  return tonumber(turned.wall_ms)
+  return tonumber(turned('wall_ms'))
 end
 
 function server.info(section)
-  return turned[section]
+  return turned(section)
+end
+
+function server.run_id()
+  return string.match(turned('server'), 'run_id:(%w+)')
 end
 """
 
@@ -81,8 +83,7 @@ class Ledger:
     def __init__(self, url: str, pool: str, turned: Turned, bug: dict[str, str] | None = None) -> None:
         self.keys = PoolKeys(pool)
         self.turned = turned
-        self._replaced = {"_server": lua_text("_server") + TURNED_BY_HAND} | (bug or {})
-        self._scripts: dict[str, Script] = {}
+        self._library = library({"_server": lua_text("_server") + TURNED_BY_HAND} | (bug or {}))
         self._written: Turned | None = None
         self._store = BlockingStore(url, deadline_s=5.0)
         self._client = redis.Redis.from_url(url, protocol=2)
@@ -113,10 +114,7 @@ class Ledger:
         if self._written != self.turned:
             self._client.hset(self._turned_key, items=[word for row in info_of(self.turned).items() for word in row])
             self._written = dataclasses.replace(self.turned)
-        name = call.script.name
-        if name not in self._scripts:
-            self._scripts[name] = join(name, self._replaced)
-        return self._store.ask(Call(self._scripts[name], call.keys, call.args, call.read))
+        return self._store.ask(Call(self._library[call.script.name], call.keys, call.args, call.read))
 
     def subscribe(self, session: str) -> None:
         """Listen to the doorbell of a session."""

@@ -20,7 +20,7 @@ def scripts_run(server: Server) -> int:
     """How many scripts the clients of the server have called."""
     with redis.Redis.from_url(server.url) as raw:
         stats = raw.info("commandstats")
-    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("evalsha", "eval"))
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("fcall",))
 
 
 async def test_a_broken_subscription_is_polled_around_and_comes_back(

@@ -28,7 +28,7 @@ due = room(function(due)
     if #ids > LIMIT then return redis.call('ZADD', names.due, books.now, 'session:' .. session) end
     redis.call('DEL', names.base .. 'session:' .. session, tickets_key)
     redis.call('ZREM', names.due, 'session:' .. session)
-    if reason == 'died' then books.emit('session_lost', {reason = reason, session = session}) end
+    if reason == 'died' then books.emit('session_lost', books.facts({reason = reason, session = session})) end
   end
 
   local function settle(key)
@@ -38,7 +38,7 @@ due = room(function(due)
     local guarded = meta.guarded == '1' and redis.call('ZSCORE', names.sessions, meta.offer_session)
     g.state = guarded and 'quarantined' or 'ready'
     gpus.write(g)
-    books.emit(guarded and 'gpu_quarantined' or 'gpu_settled', {gpus = {key}, reason = 'unsettled'})
+    books.emit(guarded and 'gpu_quarantined' or 'gpu_settled', books.facts({gpus = {key}, reason = 'unsettled'}))
     if guarded then holding_back.drop_choices_of(key) else books.freed[key] = true end
   end
 

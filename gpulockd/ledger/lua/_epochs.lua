@@ -34,7 +34,8 @@ epochs = room(function(epochs)
     return true
   end
 
-  function epochs.open(run_id, info, terms, known_pool)
+  function epochs.open(run_id, terms, known_pool)
+    local info = server.info('server')
     local missing = not meta.run_id
     if missing then
       epochs.adopt(terms)

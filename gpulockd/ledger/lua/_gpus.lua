@@ -4,7 +4,7 @@
 gpus = room(function(gpus)
   local known = {}            -- key -> record, read once a script
   local offered_keys          -- keys in order of index, read once a script
-  local parsed = {}           -- text -> wants
+  local parsed, wants_known = {}, 0   -- text -> wants, over many calls
 
   function gpus.get(key)
     local found = known[key]
@@ -40,7 +40,8 @@ gpus = room(function(gpus)
     local mode, count, mib, place = string.match(words, '^(%a+):(%d+):(%d+):(.+)$')
     w = {text = words, exclusive = mode == 'exclusive', count = tonumber(count), mib = tonumber(mib)}
     if place ~= 'any' then w.keys = gpus.split(place) end
-    parsed[words] = w
+    if wants_known > 1024 then parsed, wants_known = {}, 0 end
+    parsed[words], wants_known = w, wants_known + 1
     return w
   end
 
@@ -120,7 +121,7 @@ gpus = room(function(gpus)
       if settles then
         g.state = 'settling'
         redis.call('ZADD', names.due, books.now + meta.settle_ms, 'settle:' .. g.key)
-        books.emit('gpu_settling', {gpus = {g.key}, lease = id})
+        books.emit('gpu_settling', books.facts({gpus = {g.key}, lease = id}))
       end
       gpus.write(g)
       if there and not settles then books.freed[key] = true end

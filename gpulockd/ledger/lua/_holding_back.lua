@@ -5,6 +5,10 @@
 holding_back = room(function(holding_back)
   local choices           -- gpu key -> list of {id, score}, read once and after each change
 
+  function holding_back.forget()
+    choices = nil
+  end
+
   local function read()
     if choices then return choices end
     choices = {}

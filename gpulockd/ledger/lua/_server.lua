@@ -1,19 +1,15 @@
--- What the server says of itself, and how the rooms of the prelude are opened. Tests put another chunk in the place of
--- `server` to turn the clock by hand.
+-- The beginning of the library: the call under way, and what the server says of itself. Tests add to this chunk to turn
+-- the clock by hand.
 --
--- A room is a table of functions that is filled when it is first entered: most scripts need few of them, and making
--- all closures at each call costs more than all commands of an uncontended request.
+-- The library is loaded once per server process, so its functions are made once and not at each call. Its locals
+-- outlive a call: whatever belongs to one call is made anew by `books.start`.
 
-local entering = {__index = function(room, name)
-  local fill = rawget(room, 'fill')
-  room.fill = nil
-  setmetatable(room, nil)
-  fill(room)
-  return room[name]
-end}
+local KEYS, ARGV   -- of the call under way
 
 local function room(fill)
-  return setmetatable({fill = fill}, entering)
+  local filled = {}
+  fill(filled)
+  return filled
 end
 
 local server = {}
@@ -27,7 +23,9 @@ function server.info(section)
   return redis.call('INFO', section)
 end
 
-function server.run_id(info)
-  local _, last = string.find(info, 'run_id:', 1, true)
-  return string.sub(info, last + 1, last + 40)
+local run_id   -- of this server process, which keeps it for life
+
+function server.run_id()
+  if not run_id then run_id = string.match(server.info('server'), 'run_id:(%w+)') end
+  return run_id
 end

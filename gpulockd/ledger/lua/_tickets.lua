@@ -46,13 +46,21 @@ tickets = room(function(tickets)
 
   -- What an event tells of a ticket.
   function tickets.told(t, reason)
-    local event = {lease = t.id, task = t.task, task_id = t.task_id, reason = reason}
-    if t.task_id == '' then event.task_id = nil end
-    event.waited_ms = math.max(0, (t.granted_ms or books.now) - t.stamp)
-    if t.token > 0 then event.token = t.token end
-    if t.token > 0 and t.task_id == '' then event.task_id = t.task .. '#' .. text(t.token) end
-    if t.gpus ~= '' then event.gpus = gpus.split(t.gpus) end
-    if t.granted_ms and reason then event.held_ms = books.now - t.granted_ms end
-    return event
+    local facts = {'"lease":' .. cjson.encode(t.id), '"task":' .. books.quote(t.task),
+      '"waited_ms":' .. text(math.max(0, (t.granted_ms or books.now) - t.stamp))}
+    local task_id = t.task_id
+    if t.token > 0 then
+      facts[4] = '"token":' .. text(t.token)
+      if task_id == '' then task_id = t.task .. '#' .. text(t.token) end
+    end
+    if task_id ~= '' then facts[#facts + 1] = '"task_id":' .. cjson.encode(task_id) end
+    if t.gpus ~= '' then
+      local list = gpus.split(t.gpus)
+      for i, key in ipairs(list) do list[i] = books.quote(key) end
+      facts[#facts + 1] = '"gpus":[' .. table.concat(list, ',') .. ']'
+    end
+    if reason then facts[#facts + 1] = '"reason":' .. books.quote(reason) end
+    if t.granted_ms and reason then facts[#facts + 1] = '"held_ms":' .. text(books.now - t.granted_ms) end
+    return table.concat(facts, ',')
   end
 end)

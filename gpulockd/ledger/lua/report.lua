@@ -16,7 +16,7 @@ g.state = state == 'settled' and 'ready' or state
 if was == g.state then return books.answer('noted', was) end
 redis.call('ZREM', names.due, 'settle:' .. key)
 gpus.write(g)
-if EVENTS_OF[state] then books.emit(EVENTS_OF[state], {gpus = {key}, reason = reason}) end
+if EVENTS_OF[state] then books.emit(EVENTS_OF[state], books.facts({gpus = {key}, reason = reason})) end
 if g.state == 'ready' then books.freed[key] = true else holding_back.drop_choices_of(key) end
 placing.place()
 return books.answer('noted', was)
