@@ -162,6 +162,8 @@ class Pool:
         self.last = wall
         if self.frozen_until and self.now >= self.frozen_until:
             self._unfreeze()
+            for t in self.queue():
+                self._mean_slot_0(t)
         if not self.frozen_until:
             self._do_what_is_due()
         if session and session not in self.sessions:
@@ -191,6 +193,11 @@ class Pool:
 
     def _unfreeze(self) -> None:
         self.frozen_until, self.frozen_why = 0, ""
+
+    def _mean_slot_0(self, t: Ticket) -> None:
+        """In a pool that nobody offers, any gpu is gpu_lock:0, unless the offer may only be lost."""
+        if not self.offer and not self.frozen_until and t.wants == Wants():
+            t.wants, t.chosen = Wants(keys=("gpu_lock:0",)), ()
 
     def _do_what_is_due(self) -> None:
         for id in sorted(self.sessions, key=lambda id: (self.sessions[id].ends_ms, id)):
@@ -381,7 +388,7 @@ class Pool:
         refused = [b.id for b in leases if not self._assert_lease(session, b)]
         for b in tickets:
             if b.id not in self.tickets and b.id not in self.tombs:
-                self._take_up(session, b, "waiting")
+                self._mean_slot_0(self._take_up(session, b, "waiting"))
         self.place()
         return ("opened", self.how_opened, tuple(refused))
 
@@ -454,8 +461,6 @@ class Pool:
         if t is not None and (t.state not in ("waiting", "away") or (self.frozen_until and t.state != "away")):
             return self._again(t)
         if t is not None and not self.frozen_until:
-            if not self.offer and t.wants == Wants():
-                t.wants, t.state, t.chosen = Wants(keys=("gpu_lock:0",)), "away", ()
             impossible = self._never(t.wants)
             if impossible:
                 self._end_ticket(t, "abandoned")

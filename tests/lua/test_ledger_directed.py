@@ -510,8 +510,20 @@ def test_on_a_young_server_the_first_grant_waits_for_the_rest_of_its_first_ttl(b
     assert both.state("first") == "waiting"
     both.live_on(5_000, "a")
     assert both.state("first") == "claim"
-    # Nobody has offered the pool by now, so "any" means gpu_lock:0, and its waiting loop asks at the end of the freeze.
-    assert both.request("a", "any")[0] == "granted"
+    # Nobody has offered the pool by now, so "any" means gpu_lock:0.
+    assert both.state("any") == "claim"
+
+
+def test_any_gpu_of_a_frozen_pool_keeps_its_order_when_nobody_offers_it_again(both: Both) -> None:
+    """All that waited for any gpu mean slot 0 at once: whoever asked first after the freeze was not first in line."""
+    both.server.uptime_s = 8
+    for session in "ab":
+        both.open(session)
+        both.subscribe(session)
+    both.request("a", "first")
+    both.request("b", "second")
+    both.live_on(15_000, "b")
+    assert (both.state("first"), both.state("second")) == ("claim", "waiting")
 
 
 def test_an_impossible_request_is_refused_when_the_freeze_is_over(two_cards: Both) -> None:

@@ -209,4 +209,4 @@ def queued(server: Server, pool: str, count: int) -> None:
 def keepalives_heard(server: Server) -> int:
     """How many keepalive threads are connected and have sent a script."""
     with redis.Redis.from_url(server.url) as store:
-        return len([c for c in store.client_list() if c["name"] == "gpulockd-keepalive" and "eval" in c["cmd"]])
+        return len([c for c in store.client_list() if c["name"] == "gpulockd-keepalive" and "fcall" in c["cmd"]])

@@ -67,7 +67,7 @@ brought = room(function(brought)
     end
     for _, b in ipairs(has.tickets) do
       if not known(b.id) then
-        b.token, b.gpus = 0, ''
+        b.token, b.gpus, b.wants = 0, '', limits.meant(b.wants)
         local t = ticket_of(session, b, 'waiting')
         tickets.write(t)
         queue.enter(t.id, gpus.wants(t.wants), t.score)

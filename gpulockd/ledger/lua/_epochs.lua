@@ -59,8 +59,23 @@ epochs = room(function(epochs)
     books.note('opened', 'never_used')
   end
 
+  -- Nobody has offered the pool again by now: what waits for any gpu means gpu_lock:0, all at once, in their order.
+  local function mean_slot_0()
+    for _, id in ipairs(redis.call('ZRANGE', names.queue, 0, -1)) do
+      local t = tickets.get(id)
+      local words = t and limits.meant(t.wants)
+      if t and words ~= t.wants then
+        queue.leave(id, gpus.wants(t.wants))
+        redis.call('HSET', names.base .. 'ticket:' .. id, 'wants', words)
+        if t.state == 'waiting' then queue.enter(id, gpus.wants(words), t.score)
+        else redis.call('ZADD', names.queue, t.score, id) end
+      end
+    end
+  end
+
   function epochs.thaw()
     epochs.unfreeze()
+    if meta.offered ~= '1' then mean_slot_0() end
     placing.free_all()
   end
 end)

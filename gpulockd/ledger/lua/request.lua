@@ -40,10 +40,6 @@ if t then
   if t.state == 'held' or (t.state == 'claim' and not books.frozen()) then return granted(t) end
   if t.state == 'member' then return joined(t) end
   if books.frozen() and t.state ~= 'away' then return waiting() end
-  if limits.meant(t.wants) ~= t.wants then
-    queue.leave(id, gpus.wants(t.wants))
-    t.wants, t.state = limits.meant(t.wants), 'away'
-  end
   local kind, detail
   if not books.frozen() then kind, detail = limits.refusal(gpus.wants(t.wants)) end
   if kind then
