@@ -36,7 +36,7 @@ check: venv vendor-free  ## ruff and mypy
 test: venv  ## all tests; what this machine lacks is skipped with its reason
 	$(BIN)/python -m pytest $(ARGS)
 
-run: venv  ## daemon, page and a small demo load; Ctrl-C stops all of it (ARGS="--no-demo": no load)
+run: venv  ## daemon and a small demo load; Ctrl-C stops all of it (ARGS="--no-demo": no load)
 	@exec $(BIN)/python -m gpulockd.demo $(ARGS)
 
 demo: run  ## the same as run

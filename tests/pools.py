@@ -41,6 +41,7 @@ def offer(
     session: SessionBlock = QUICK,
     queue: QueueBlock | None = None,
     url: str | None = None,
+    defaults: dict[str, object] | None = None,
 ) -> None:
     """Offer `gpus` in `pool` as a daemon would that owns a fresh store, and leave."""
     keys, me, id = PoolKeys(pool), this_process(), secrets.token_hex(8)
@@ -56,7 +57,7 @@ def offer(
             process=me,
             machine="test",
             terms=terms,
-            defaults={},
+            defaults=defaults or {},
             gpus=gpus,
             complete_run_id=run_id,
             fresh=True,

@@ -21,6 +21,7 @@ class Proxy:
         self.replies = 0
         self.lost = 0
         self.refusing = False
+        self.trickle_s = 0.0
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -56,6 +57,12 @@ class Proxy:
                 if self.replies == self.lose:
                     self.lost += 1
                     raise ConnectionResetError
+            if counts and self.trickle_s:
+                for byte in data:
+                    writer.write(bytes((byte,)))
+                    await writer.drain()
+                    await asyncio.sleep(self.trickle_s)
+                continue
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError

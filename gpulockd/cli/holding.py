@@ -21,13 +21,14 @@ from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Terms
 from gpulockd.model import Gpu, Process
+from gpulockd.settings import SessionBlock
 
 HIDDEN = ":***@"
 RETRY_S = 0.2
-RELEASE_TRIES = 2
 
 
 class Holding:
@@ -38,6 +39,7 @@ class Holding:
         terms = Terms.of(times, wishes.queue_block(), wishes.settle_block())
         process = msgspec.convert(wish.process, Process)
         self._grant = grant
+        self._wish = wish
         self.session = Session(_whole(grant.store), grant.pool, times, terms, id=wish.session, process=process)
         self.keeper = Keeper(self.session)
         self.entry = self._entry_of(grant, wish)
@@ -89,28 +91,17 @@ class Holding:
         # A lease that was revoked while nobody kept the session is learnt at the first keepalive: now.
         self.keeper.wake()
 
-    def release(self) -> None:
-        """End the lease and the session.
+    def release(self) -> str:
+        """End the lease and the session; return as `release` does.
 
         :raises GpuLockError: if the store does not answer; both then end by themselves
         """
-        session, wrong = self.session, None
+        session = self.session
         self.entry.state = "ending"
-        calls = (
-            session.end_call(self.entry, "released"),
-            verbs.end(session.keys, session="", id=session.id, token=None, reason="released", what="session"),
-        )
         if self.keeper.started:
             session.is_open = False  # its goodbye is said here, with the lease's end in front
             self.keeper.stop()
-        for _ in range(RELEASE_TRIES):
-            try:
-                self._ask(*calls)
-                return
-            except GpuLockError as failed:
-                wrong = failed
-        if wrong is not None:
-            raise wrong
+        return release(self._grant, self._wish, session=session.id, deadline_s=session.times.rpc_deadline)
 
     def _why_lost(self) -> str:
         """The reason by which the lease ended before it could be kept; `open` only says that it has."""
@@ -123,11 +114,37 @@ class Holding:
 
     def _ask(self, *calls: verbs.Call[Any]) -> list[Any]:
         """Send calls on a connection of their own and return their answers."""
-        store = BlockingStore(self.session.url, deadline_s=self.session.times.rpc_deadline)
-        try:
-            return [store.ask(call) for call in calls]
-        finally:
-            store.close()
+        return _ask(self.session.url, self.session.times.rpc_deadline, *calls)
+
+
+def release(grant: Grant, wish: Wish, *, session: str = "", deadline_s: float = SessionBlock().rpc_deadline) -> str:
+    """End a lease and its session; return by what the lease has ended as the ledger says, "released" if by this.
+
+    It needs no `Holding`, so that a grant that cannot be kept is given back too.
+
+    :param session: the id of the session if a new one has begun since the grant
+    :raises GpuLockError: if the store does not answer; both then end by themselves
+    """
+    keys, url = PoolKeys(grant.pool), _whole(grant.store)
+    calls: tuple[verbs.Call[Any], ...] = (
+        verbs.end(keys, session=wish.session, id=wish.ticket, token=grant.token, reason="released"),
+        verbs.end(keys, session="", id=session or wish.session, token=None, reason="released", what="session"),
+    )
+    try:
+        answer = _ask(url, deadline_s, *calls)[0]
+    except GpuLockError:  # once more, on a new connection
+        answer = _ask(url, deadline_s, *calls)[0]
+    if isinstance(answer, a.Ended | a.Gone):
+        return answer.reason
+    return "another holds it" if isinstance(answer, a.Stale) else "its session has ended"
+
+
+def _ask(url: str, deadline_s: float, *calls: verbs.Call[Any]) -> list[Any]:
+    store = BlockingStore(url, deadline_s=deadline_s)
+    try:
+        return [store.ask(call) for call in calls]
+    finally:
+        store.close()
 
 
 def _whole(url: str) -> str:

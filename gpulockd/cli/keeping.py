@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # it loads Redis, which takes longer than most short commands
     from gpulockd.cli.holding import Holding
 
 DEFAULT_GRACE_S = 10.0
+RELEASED = "released"
 
 
 class Keeping:
@@ -36,11 +37,15 @@ class Keeping:
         """Begin; the command has been started."""
         self._thread.start()
 
-    def release(self) -> None:
-        """Give the lease back and end the session."""
+    def release(self, *, tell: bool) -> bool:
+        """Give the lease back and end the session; return whether the ledger has confirmed it.
+
+        :param tell: say why it was not, if it was not
+        """
         self._is_set_up.wait()
-        if self._holding is not None:
-            self._holding.release()
+        if self._holding is None:
+            return give_back(self._grant, self._wish, tell=tell)
+        return _said(self._holding.release, tell=tell)
 
     def _keep(self) -> None:
         try:
@@ -73,11 +78,20 @@ class Keeping:
         self._ring()
 
 
-def give_back(grant: Grant, wish: Wish) -> None:
-    """Give back a lease whose command was never started."""
-    from gpulockd.cli.holding import Holding
+def give_back(grant: Grant, wish: Wish, *, tell: bool = True) -> bool:
+    """Give back a lease that nobody keeps; return whether the ledger has confirmed it."""
+    from gpulockd.cli.holding import release
 
+    return _said(lambda: release(grant, wish), tell=tell)
+
+
+def _said(release: Callable[[], str], *, tell: bool) -> bool:
+    """Release, and say why if the ledger does not confirm it."""
     try:
-        Holding(grant, wish).release()
+        ended_by = release()
     except GpuLockError as away:
         say(f"the lease ends by itself soon, it could not be given back: {away.message}")
+        return False
+    if ended_by != RELEASED and tell:
+        say(f"the lease had ended before it was given back ({ended_by})")
+    return ended_by == RELEASED

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from gpulockd.cli import http
+from gpulockd.cli.records import whole_percents
 from gpulockd.cli.talk import CommandError, say
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.clock import boottime_s
@@ -27,7 +28,7 @@ SAY_AGAIN_S = 60.0
 LEAVE_DEADLINE_S = 1.0
 
 HINTS = {
-    "busy": "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it",
+    "busy": "say with --wait how long to wait for it, such as --wait 30m; 'gpulockd status' shows who holds it",
     "timeout": "wait longer with --wait, or go first with -p; 'gpulockd queue' shows the line",
     "impossible": "'gpulockd status' lists the GPUs that there are",
     "would_deadlock": "ask for all GPUs in the outer 'gpulockd run'",
@@ -126,8 +127,11 @@ class Line:
         kind = str(problem.get("kind") or "store")
         if kind == "busy" and self._wish.wait_s:
             kind = "timeout"  # the wait limit ran out while the daemon was away
-        what = str(problem.get("detail") or problem.get("title") or "not granted")
-        raise NotGranted(kind, what, HINTS.get(kind) or str(problem.get("hint") or ""))
+        what = whole_percents(str(problem.get("detail") or problem.get("title") or "not granted"))
+        hint = HINTS.get(kind) or str(problem.get("hint") or "")
+        if kind == "impossible" and "gpulockd status" in what:  # the text itself says where to look
+            hint = "name others with --gpu, or leave it out for any GPU" if self._wish.gpus else ""
+        raise NotGranted(kind, what, hint)
 
     def _granted_meanwhile(self, stream: http.Stream) -> Grant | None:
         for line in stream.leave(LEAVE_DEADLINE_S):
@@ -141,7 +145,7 @@ class Line:
 
 
 class Teller:
-    """Tells the place: one line refreshed in place on a terminal, else when it changes and once a minute."""
+    """Tells the place: one line refreshed in place on a terminal, else when the own place changes and once a minute."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -152,7 +156,7 @@ class Teller:
 
     def tell(self, said: dict[str, Any]) -> None:
         """Say what a line of the stream says."""
-        text = str(said.get("text") or f"place {said.get('place')} of {said.get('queued')}")
+        text = whole_percents(str(said.get("text") or f"place {said.get('place')} of {said.get('queued')}"))
         if self._quiet or said.get("state") != "waiting":
             return
         if self._in_place:
@@ -162,8 +166,8 @@ class Teller:
             sys.stderr.flush()
             self._is_shown = True
             return
-        # The holder's age changes all the time; the place is what matters in a log.
-        told, now = (said.get("place"), said.get("queued")), time.monotonic()
+        # Holders and the queue behind change all the time; the own place is what matters in a log.
+        told, now = (said.get("place"),), time.monotonic()
         if told != self._told or now - self._told_at >= SAY_AGAIN_S:
             self._told, self._told_at = told, now
             say(f"waiting: {text}")

@@ -21,11 +21,13 @@ class Parser(argparse.ArgumentParser):
             prog=f"gpulockd {command}", description=description, usage=usage, allow_abbrev=False, add_help=True
         )
         self.usage_code = usage_code
+        self.usage_hint = f"'{self.prog} --help'"
         self.add_argument("--debug", action="store_true", help="show the trace of an unexpected error")
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
-        raise CommandError(f"{self.prog.partition(' ')[2]}: {message}", f"'{self.prog} --help'", self.usage_code)
+        command = self.prog.partition(" ")[2]
+        raise CommandError(f"{command}: {message}" if command else message, self.usage_hint, self.usage_code)
 
     def json_flag(self) -> None:
         """Add `--json`, which every listing has."""

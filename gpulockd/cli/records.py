@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from gpulockd.units import format_duration
@@ -34,7 +35,12 @@ def seconds(value: object) -> str:
 def progress_of(ticket: Record) -> str:
     """How far the work is: "64 % frame 412"."""
     percent, note = ticket.get("percent"), ticket.get("note")
-    return " ".join(part for part in (f"{percent:g} %" if percent is not None else "", note or "") if part)
+    return " ".join(part for part in (f"{percent:.0f} %" if percent is not None else "", note or "") if part)
+
+
+def whole_percents(text: str) -> str:
+    """A text of the daemon with its percents as whole ones."""
+    return re.sub(r"\d+\.\d+(?= %)", lambda found: f"{float(found[0]):.0f}", text)
 
 
 def wants_of(ticket: Record) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from argparse import REMAINDER, Namespace
+from argparse import REMAINDER, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
-from gpulockd.cli import http, report
+from gpulockd.cli import elsewhere, http, report
 from gpulockd.cli.child import NOT_FOUND, NOT_RUNNABLE, Mask, Run
 from gpulockd.cli.environment import of_run
 from gpulockd.cli.keeping import Keeping, give_back
@@ -18,12 +18,16 @@ from gpulockd.cli.processes import program_of, signal_of, this_process
 from gpulockd.cli.talk import CommandError, complain, say
 from gpulockd.cli.wish import Grant, Wish, inherited_pair
 from gpulockd.cli.wrapper import Wrapper, block_signals, ring
-from gpulockd.errors import GpuLockError, ImpossibleRequest
+from gpulockd.errors import ConfigError, GpuLockError, ImpossibleRequest
 from gpulockd.units import check_key, format_duration, parse_duration_s, parse_memory_mib
 
 BUSY, WAITED_TOO_LONG, OWN_FAILURE = 75, 124, 125
 UNLIMITED_S = 1e9
 """A limit beyond every job's life (in seconds): what `--timeout none` asks for."""
+SHORTEST_LIMIT_S = 0.05
+MOST_GPUS = 64
+
+NO_WAIT_HINT = "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it"
 
 _CODES = {"busy": BUSY, "timeout": WAITED_TOO_LONG}
 _USAGE = "gpulockd run [options] -- COMMAND [ARGUMENT …]"
@@ -38,6 +42,7 @@ def main(words: Sequence[str]) -> int:
     wish = _wish(args)
     try:
         daemon = http.find()
+        elsewhere.warn(daemon.path)
         grant = Line(daemon, wish, quiet=args.quiet).wait()
         granted_at = time.monotonic()
         block_signals()
@@ -47,6 +52,8 @@ def main(words: Sequence[str]) -> int:
         if interrupted.grant is not None:
             give_back(interrupted.grant, wish)
     except NotGranted as refused:
+        if refused.kind == "busy" and args.no_wait:
+            refused.hint = NO_WAIT_HINT
         complain(refused)
         outcome, code = refused.kind, _CODES.get(refused.kind, OWN_FAILURE)
     except CommandError as wrong:
@@ -65,10 +72,10 @@ def main(words: Sequence[str]) -> int:
 def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) -> tuple[str, int]:
     """Run the command under its lease; return the outcome and the exit code."""
     if not args.quiet:
-        say(f"got {grant.shown} after {format_duration(grant.waited_s)}, {_limits(args.timeout)}")
-    run = Run(args.command, of_run(os.environ, grant, socket), mask)
-    keeping = Keeping(grant, wish, ring)
+        say(_begins(grant, args.timeout))
     try:
+        run = Run(args.command, of_run(os.environ, grant, socket), mask)
+        keeping = Keeping(grant, wish, ring)
         run.start()
     except OSError as wrong:
         give_back(grant, wish)
@@ -83,13 +90,16 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
     limit_s = None if args.timeout is None or args.timeout >= UNLIMITED_S else args.timeout
     wrapper = Wrapper(run, keeping, limit_s=limit_s, soft_signal=args.soft_signal)
     code = wrapper.wait()
-    try:
-        keeping.release()
-    except GpuLockError as away:
-        say(f"the lease ends by itself soon, it could not be given back: {away.message}")
-    if not args.quiet and wrapper.outcome != "lost":
+    is_released = keeping.release(tell=wrapper.outcome != "lost")
+    if is_released and not args.quiet and not grant.is_member and wrapper.outcome != "lost":
         say(f"released {grant.shown} after {format_duration(time.monotonic() - began)}")
     return wrapper.outcome, code
+
+
+def _begins(grant: Grant, timeout_s: float | None) -> str:
+    if grant.is_member:
+        return f"joins the lease of the outer run on {grant.names}"
+    return f"got {grant.shown} after {format_duration(grant.waited_s)}, {_limits(timeout_s)}"
 
 
 def _limits(timeout_s: float | None) -> str:
@@ -121,6 +131,8 @@ def _parse(words: Sequence[str]) -> Namespace:
         parser.error("no command; write it after '--', such as 'gpulockd run -- python train.py'")
     if args.no_wait and args.wait is not None:
         parser.error("--wait and --no-wait contradict each other")
+    if args.count is not None and not 1 <= args.count <= MOST_GPUS:
+        parser.error(f"-n {args.count}: ask for 1 to {MOST_GPUS} GPUs")
     if args.count is not None and args.gpu is not None and args.count != len(args.gpu):
         parser.error(f"-n {args.count} does not fit the {len(args.gpu)} GPUs of --gpu; leave -n out")
     if not -100 <= args.priority <= 100:
@@ -162,8 +174,16 @@ def _memory(text: str) -> str:
 
 
 def _timeout(text: str) -> float:
-    return UNLIMITED_S if text == "none" else parse_duration_s(text, "--timeout")
+    if text == "none":
+        return UNLIMITED_S
+    limit_s = parse_duration_s(text, "duration")
+    if limit_s < SHORTEST_LIMIT_S:
+        raise ConfigError(f"{text!r} is shorter than {SHORTEST_LIMIT_S:g} s; for no limit write --timeout none")
+    return limit_s
 
 
 def _signal(text: str) -> int:
-    return signal_of(text)
+    try:
+        return signal_of(text)
+    except ValueError:
+        raise ArgumentTypeError(f"unknown signal {text!r}") from None

@@ -23,17 +23,17 @@ class CommandError(Exception):
         self.code = code
 
 
-def say(text: str) -> None:
+def say(text: str, who: str = "gpulockd") -> None:
     """Say something to the person: one line on stderr. A closed stderr is no reason to stop."""
     try:
-        print(f"gpulockd: {text}", file=sys.stderr, flush=True)
+        print(f"{who}: {text}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
 
 
-def complain(wrong: CommandError) -> None:
+def complain(wrong: CommandError, who: str = "gpulockd") -> None:
     """Say what went wrong and what to do."""
-    say(wrong.what)
+    say(wrong.what, who)
     if wrong.hint:
         try:
             print(f"  hint: {wrong.hint}", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ class Wish(NamedTuple):
     def body(self, wait_s: float | None) -> dict[str, Any]:
         """The request's JSON, with so much of the wait limit left (in seconds)."""
         return {
-            "count": self.gpu_count or 1,
+            "count": 1 if self.gpu_count is None else self.gpu_count,
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "memory": self.memory,
             "priority": self.priority,
@@ -69,11 +69,15 @@ class Grant(NamedTuple):
         )
 
     @property
+    def names(self) -> str:
+        """The GPUs in short: "GPU 0, GPU 1"."""
+        return ", ".join(str(gpu["key"]) if gpu.get("index") is None else f"GPU {gpu['index']}" for gpu in self.gpus)
+
+    @property
     def shown(self) -> str:
         """The GPUs as people read them: "GPU 1 (NVIDIA H200)"."""
-        names = [str(gpu["key"]) if gpu.get("index") is None else f"GPU {gpu['index']}" for gpu in self.gpus]
         models = sorted({str(gpu["name"]) for gpu in self.gpus if gpu.get("name")})
-        return ", ".join(names) + (f" ({', '.join(models)})" if models else "")
+        return self.names + (f" ({', '.join(models)})" if models else "")
 
 
 def inherited_pair() -> tuple[str, int] | None:

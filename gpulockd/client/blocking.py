@@ -42,6 +42,11 @@ class Portal:
             future.cancel()
             raise
 
+    def later(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run an async function in the portal's loop without waiting for it."""
+        assert self._portal is not None
+        self._portal.start_task_soon(func, *args)
+
 
 _portal: Portal | None = None
 _mutex = threading.Lock()

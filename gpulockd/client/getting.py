@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # names of types only
     from gpulockd.client.line import Line
     from gpulockd.client.lock import gpu_lock
 
+log = logging.getLogger("gpulockd")
+
 FIRST_CONTACT = 2
 """How many deadlines a store that has never answered may take, before the error says so."""
 
@@ -31,7 +34,7 @@ class Getting:
         self.inside = nesting.inherited_pair(lock.pool)
         mine = nesting.may_wait(lock.pool) if lock.nested != "wait" else ()
         me = nesting.owner_here()
-        own = [held for held in mine if held.owner == me]
+        own = [held for held in mine if held.owner.same(me)]
         # Holding and asking for more never waits; a child waits unless its parent's lease stands in its way.
         self.forbids = tuple(held for held in mine if own or nesting.in_the_way(held, lock.wants))
 
@@ -58,6 +61,12 @@ class Getting:
             if self.forbids:
                 raise nesting.would_deadlock(self.forbids, lock.wants) from busy
             raise
+        if entry.gpus[0].index is None and not lock.wants.keys:
+            log.warning(
+                "gpulockd: nobody offers GPUs in pool %s, so this lock is on a name and on no card (GPULOCKD_POOL, "
+                "or start `gpulockd serve`)",
+                line.session.pool,
+            )
         return Lease(line, entry)
 
     async def _line(self, max_wait_s: float | None) -> Line:

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gpulockd.client.session import Session
 from gpulockd.clock import boottime_s
-from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import BlockingStore
@@ -26,7 +26,9 @@ RETRY_S = 0.25
 class Keeper:
     """Keeps one session alive from its own daemon thread until `stop`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, gives_back: bool = True) -> None:
+        """:param gives_back: whether this process is the session's own, so that what it does not know is nobody's"""
+        self._gives_back = gives_back
         self.session = session
         self.sent = 0
         self._wake = threading.Event()
@@ -84,12 +86,13 @@ class Keeper:
             try:
                 self._keep()
                 wait_s = 0.0 if self._believes_nothing() else self.session.keepalive_s
-            except ConfigError as refused:
-                log.error("gpulockd: keepalive refused: %s", refused)
-                wait_s = self.session.keepalive_s
             except StoreUnavailable as away:
                 self._forget_connection()
                 wait_s = self._doubt(str(away))
+            except Exception as trouble:  # noqa: BLE001 - whatever goes wrong, a body must not outlive its belief
+                log.error("gpulockd: keepalive failed: %s: %s", type(trouble).__name__, trouble)
+                self._forget_connection()
+                wait_s = self._doubt(str(trouble))
         self._forget_connection()
 
     def _believes_nothing(self) -> bool:
@@ -131,6 +134,8 @@ class Keeper:
         self.sent += 1
         held = [entry for entry in session.table.held() if entry.session == session.id]
         answer = self._connected().ask(session.keepalive_call(self.sent))
+        if self._stopping:
+            return
         if isinstance(answer, a.NoSession | a.Unopened):
             self._open_again()
             return
@@ -146,7 +151,8 @@ class Keeper:
         )
         if session.must_assert(answer) or unsaid:
             self._open_again()
-        for id in session.take_echo(list(answer.has)):
+        unknown = session.take_echo(list(answer.has))
+        for id in unknown if self._gives_back and not self._stopping else ():
             self._give_back(id)
         self._end_orphans()
         if self._short:
@@ -173,7 +179,8 @@ class Keeper:
         """End tickets whose loop was closed before their end was answered."""
         session = self.session
         for entry in session.table.all():
-            if entry.state in ("asking", "ending") and entry.loop.is_closed():
+            orphaned = entry.state in ("asking", "ending") and entry.loop.is_closed()
+            if orphaned and not self._stopping:
                 reason: verbs.EndReason = "released" if entry.token else "abandoned"
                 self._connected().ask(session.end_call(entry, reason))
                 session.table.remove(entry)

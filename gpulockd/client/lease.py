@@ -104,6 +104,11 @@ class LeaseFacts:
         return not self._ended and not self.lost.is_set() and self._session.pid == os.getpid()
 
     @property
+    def stands(self) -> bool:
+        """Whether its body may begin or go on now, by this process's own clock."""
+        return not self._ended and self._session.stands(self._entry)
+
+    @property
     def env(self) -> dict[str, str]:
         """The environment for a program that shall run inside this lease. A password of the store is left out."""
         uuids = [gpu.uuid or str(gpu.index) for gpu in self.gpus if gpu.uuid or gpu.index is not None]
@@ -128,6 +133,7 @@ class Lease(LeaseFacts):
     def __init__(self, line: Line, entry: Entry) -> None:
         super().__init__(line.session, entry)
         self._line = line
+        line.belief.begin()
 
     async def progress(self, percent: float | None = None, message: str = "") -> None:
         """Say how far the work is: the task's heartbeat.
@@ -200,10 +206,12 @@ async def _line_here(line: Line) -> Line:
 
 
 def _progress_call(lease: LeaseFacts, percent: float | None, message: str) -> verbs.Call[object]:
-    if percent is not None and not 0 <= percent <= 100:
-        raise ValueError(f"percent={percent!r}: say 0 to 100")
+    if percent is not None and (not isinstance(percent, int | float) or not 0 <= percent <= 100):
+        raise ValueError(f"percent={percent!r}: say a number from 0 to 100")
     if lease.lost.is_set():
         raise lease._loss()
+    if lease._ended or lease._entry.state == "ending":
+        raise GpuLockError("this lease has been released: report progress inside its block")
     session, entry = lease._session, lease._entry
     return verbs.progress(  # type: ignore[return-value] # the answer is checked by `_check_noted`
         session.keys,

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from gpulockd.client.belief import BeliefWatch
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
@@ -46,6 +47,7 @@ class Line:
         self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.Task[None] | None = None
+        self.belief = BeliefWatch(session, self.loop)
 
     def __repr__(self) -> str:
         return f"<Line {self.session.keys.pool} {'listening' if self.listening else 'polling'}>"
@@ -119,7 +121,7 @@ class Line:
         entry.state = "ending"
         try:
             await self._end_once(entry, reason)
-        except StoreUnavailable as away:
+        except GpuLockError as away:
             log.warning("gpulockd: %s is given back when Redis answers again: %s", entry, away)
             self.track(self._end_until_answered(entry, reason))
         except BaseException:
@@ -143,14 +145,14 @@ class Line:
             try:
                 await self._end_once(entry, reason)
                 return
-            except StoreUnavailable:
+            except GpuLockError:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MOST_RETRY_S)
             except asyncio.CancelledError:
                 # The loop is being closed: one last try; after it the keepalive thread sends the end.
                 try:
                     await self._end_once(entry, reason)
-                except StoreUnavailable:
+                except GpuLockError:
                     self.keeper.wake()
                 raise
 
@@ -206,7 +208,10 @@ class Line:
                 raise
             except TimeoutError:
                 raise StoreUnavailable(f"no echo for {silence_s:g} s") from None
-            self._take(message.decode())
+            try:
+                self._take(message.decode())
+            except ValueError:
+                log.warning("gpulockd: somebody else wrote to the session's channel; passed over")
 
     def _take(self, message: str) -> None:
         word, _, rest = message.partition(" ")
@@ -278,6 +283,7 @@ class Line:
             await asyncio.sleep(0.005)
         self._subscribed_as = ""
         self._listener = None
+        self.belief.end()
         if self._subscription is not None:
             await self._subscription.aclose()
             self._subscription = None

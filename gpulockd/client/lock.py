@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -18,24 +16,24 @@ from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts
 from gpulockd.client.nesting import Held, Owner, owner_here
+from gpulockd.client.taking import Blocking
 from gpulockd.client.whoami import program
 from gpulockd.client.wishes import Duration, Nested
-from gpulockd.errors import ConfigError, GpuLockError, GpuLockTimeout
+from gpulockd.errors import ConfigError, GpuLockTimeout
 from gpulockd.units import parse_duration_s
 
 F = TypeVar("F", bound=Callable[..., Any])
-log = logging.getLogger("gpulockd")
 
 
 class _Use:
-    """One entry into a `gpu_lock` block: a lease of its own, or one joined."""
+    """One entry into a `gpu_lock` block: the lease it is in, its own or one joined, and the scope of its body."""
 
-    __slots__ = ("blocking", "held", "joined", "lease", "scope")
+    __slots__ = ("held", "lease", "owner", "scope")
 
-    def __init__(self, held: Held, lease: LeaseFacts, *, joined: bool) -> None:
+    def __init__(self, held: Held, lease: Lease | BlockingLease, owner: Owner) -> None:
         self.held = held
         self.lease = lease
-        self.joined = joined
+        self.owner = owner
         self.scope: anyio.CancelScope | None = None
 
 
@@ -108,7 +106,7 @@ class gpu_lock:
         self.lock_timeout = lock_timeout if lock_timeout is None else parse_duration_s(lock_timeout, "lock_timeout")
         self.nested = nested
         self.pool = pool
-        self._uses: dict[Owner, list[_Use]] = {}
+        self._uses: dict[tuple[str, int], list[_Use]] = {}
 
     def __repr__(self) -> str:
         return f"<gpu_lock {self.wants}>"
@@ -139,116 +137,131 @@ class gpu_lock:
 
     def acquire_blocking(self, blocking: bool = True) -> BlockingLease | None:
         """As `acquire`, for a thread: end it with `lease.release()`."""
-        try:
-            lease = self._get_blocking(None if blocking else 0.0)
-        except GpuLockTimeout:
-            if blocking:
-                raise
-            return None
-        nesting.enter(Held(lease, owner_here(), self.wants))
-        return lease
-
-    def _get_blocking(self, max_wait_s: float | None) -> BlockingLease:
-        helper = portal()
-        getting = Getting(self)
-        in_loop = _loop_runs_here()
-        try:
-            lease = helper.call(getting.lease, 0.0 if in_loop else max_wait_s)
-        except GpuLockTimeout as busy:
-            if in_loop and max_wait_s is None:
-                text = f"{busy.message}; waiting here would block the event loop: use 'async with gpu_lock()'"
-                raise GpuLockError(text) from busy
-            raise
-        return BlockingLease(helper, lease)
+        with Blocking(self) as taking:
+            try:
+                lease = taking.lease(None if blocking else 0.0)
+            except GpuLockTimeout:
+                if blocking:
+                    raise
+                return None
+            nesting.enter(Held(lease, owner_here(), self.wants))
+            taking.keep()
+            return lease
 
     # async with
 
     async def __aenter__(self) -> Lease:
-        use = self._join()
-        if use is None:
+        held = self._join()
+        if held is not None:
+            use = _Use(held, _for_tasks(held.lease), owner_here())
+        else:
             lease = await Getting(self).lease(None)
-            use = _Use(Held(lease, owner_here(), self.wants), lease, joined=False)
+            use = _Use(Held(lease, owner_here(), self.wants), lease, owner_here())
             nesting.enter(use.held)
-            scope = use.scope = anyio.CancelScope()
-            scope.__enter__()
-            lease._entry.on_lost = scope.cancel
-            if lease.lost.is_set():
-                scope.cancel()
-        self._uses.setdefault(owner_here(), []).append(use)
         assert isinstance(use.lease, Lease)
+        use.scope = anyio.CancelScope()
+        use.scope.__enter__()
+        if use.lease._line.loop is asyncio.get_running_loop():
+            use.held.scopes.append(use.scope)
+        self._uses.setdefault(use.owner.key, []).append(use)
+        # The last look at the clock: this process may have been stopped since the ledger said yes.
+        if held is None and not use.lease.stands:
+            await self._leave(use)
+            return await self.__aenter__()
         return use.lease
+
+    async def _leave(self, use: _Use) -> None:
+        """Undo an entry that came too late."""
+        self._pop_use()
+        assert use.scope is not None
+        use.scope.__exit__(None, None, None)
+        nesting.leave(use.held)
+        assert isinstance(use.lease, Lease)
+        await use.lease._end()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        use = self._pop_use()
-        if use.joined:
-            use.held.depth -= 1
-            return
-        assert use.scope is not None
-        lease = use.lease
+        use, mine = self._pop_use()
+        lease, swallowed = use.lease, False
         assert isinstance(lease, Lease)
-        lease._entry.on_lost = None
-        # Only a loss cancels this scope, so what it swallows is always told as `LeaseLost`.
-        swallowed = use.scope.__exit__(kind, error, trace)
-        nesting.leave(use.held)
-        if kind is None:
-            await lease._end()
-        else:
-            with anyio.move_on_after(lease._session.times.rpc_deadline, shield=True):
+        assert use.scope is not None
+        if use.scope in use.held.scopes:
+            use.held.scopes.remove(use.scope)
+        if mine:
+            # Only a loss cancels this scope, so what it swallows is always told as `LeaseLost`.
+            swallowed = use.scope.__exit__(kind, error, trace)
+        if use.held.part():
+            nesting.leave(use.held)
+            if kind is None:
                 await lease._end()
+            else:
+                with anyio.move_on_after(lease._session.times.rpc_deadline, shield=True):
+                    await lease._end()
         if lease.lost.is_set() and (kind is None or swallowed):
             raise lease._loss() from None
+        if not mine and kind is None:
+            raise RuntimeError("leave an 'async with gpu_lock()' block in the task that entered it (it was released)")
 
     # with
 
     def __enter__(self) -> BlockingLease:
-        use = self._join()
-        if use is None:
-            lease = self._get_blocking(None)
-            use = _Use(Held(lease, owner_here(), self.wants), lease, joined=False)
+        held = self._join()
+        if held is not None:
+            lease = held.lease
+            if isinstance(lease, Lease):
+                lease = BlockingLease(portal(), lease)
+            assert isinstance(lease, BlockingLease)
+            use = _Use(held, lease, owner_here())
+            self._uses.setdefault(use.owner.key, []).append(use)
+            return lease
+        with Blocking(self) as taking:
+            lease = taking.lease(None)
+            use = _Use(Held(lease, owner_here(), self.wants), lease, owner_here())
             nesting.enter(use.held)
-        elif isinstance(use.lease, Lease):
-            use.lease = BlockingLease(portal(), use.lease)
-        self._uses.setdefault(owner_here(), []).append(use)
-        assert isinstance(use.lease, BlockingLease)
-        return use.lease
+            self._uses.setdefault(use.owner.key, []).append(use)
+            taking.keep()
+        return lease
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        use = self._pop_use()
-        if use.joined:
-            use.held.depth -= 1
-            return
-        nesting.leave(use.held)
+        # Another thread may leave what one entered, as FastAPI's sync dependencies do.
+        use, _ = self._pop_use()
         lease = use.lease
         assert isinstance(lease, BlockingLease)
-        if lease._session.pid == os.getpid():
-            lease._portal.call(lease._lease._end)
+        if use.held.part():
+            nesting.leave(use.held)
+            if lease._session.pid == os.getpid():
+                lease._portal.call(lease._lease._end)
         if lease.lost.is_set() and kind is None:
             raise lease._loss()
 
     # Nesting.
 
-    def _join(self) -> _Use | None:
+    def _join(self) -> Held | None:
         """Join the lease of this very task or thread, or of the parent where `nested="join"` says so."""
         held = nesting.joinable(self.wants, self.pool)
         if held is None and self.nested == "join":
             held = nesting.parent_lease(self.wants, self.pool)
-        if held is None:
-            return None
-        held.depth += 1
-        return _Use(held, held.lease, joined=True)
+        return held if held is not None and held.join() else None
 
-    def _pop_use(self) -> _Use:
-        owner = owner_here()
-        uses = self._uses.get(owner)
-        if not uses:
-            raise RuntimeError("leave a gpu_lock block in the task or thread that entered it")
+    def _pop_use(self) -> tuple[_Use, bool]:
+        """The use that ends here, and whether this task or thread entered it."""
+        me = owner_here()
+        uses = self._uses.get(me.key)
+        if not uses or not uses[-1].owner.same(me):
+            strangers = [key for key, uses in self._uses.items() if uses]
+            if not strangers:
+                raise RuntimeError("this gpu_lock block has been left already")
+            return self._take_use(strangers[-1]), False
+        return self._take_use(me.key), True
+
+    def _take_use(self, key: tuple[str, int]) -> _Use:
+        uses = self._uses[key]
         use = uses.pop()
         if not uses:
-            del self._uses[owner]
+            del self._uses[key]
         return use
 
     # @gpu_lock()
@@ -269,12 +282,9 @@ class gpu_lock:
         return copy
 
 
-def _loop_runs_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return threading.current_thread().name != "gpulockd-portal"
+def _for_tasks(lease: LeaseFacts) -> Lease:
+    """The lease as tasks use it: a thread's block may surround an event loop."""
+    return lease._lease if isinstance(lease, BlockingLease) else lease  # type: ignore[return-value] # there is no third
 
 
 def current_lease() -> LeaseFacts | None:

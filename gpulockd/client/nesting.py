@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+import anyio
 
 from gpulockd.errors import WouldDeadlock
 from gpulockd.model import Gpu, Wants
@@ -19,19 +22,62 @@ from gpulockd.model import Gpu, Wants
 if TYPE_CHECKING:  # names of types only
     from gpulockd.client.lease import LeaseFacts
 
-Owner = tuple[str, int]
+
+class Owner:
+    """Who entered a block: a task, by a weak reference since ids are used again, or a thread."""
+
+    __slots__ = ("_task", "key")
+
+    def __init__(self) -> None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        self._task = weakref.ref(task) if task is not None else None
+        self.key = ("task", id(task)) if task is not None else ("thread", threading.get_ident())
+
+    def same(self, other: Owner) -> bool:
+        """Whether both are the same living task, or the same thread."""
+        if self.key != other.key:
+            return False
+        return self._task is None or (other._task is not None and self._task() is other._task() is not None)
 
 
 class Held:
-    """A lease that a task or thread holds, and how often it has been entered."""
+    """A lease that a task or thread holds, how often it has been entered, and the bodies that end with it.
 
-    __slots__ = ("depth", "lease", "owner", "wants")
+    It ends when the last body that joined it has ended, whoever that is.
+    """
+
+    __slots__ = ("_mutex", "depth", "lease", "owner", "scopes", "wants")
 
     def __init__(self, lease: LeaseFacts, owner: Owner, wants: Wants) -> None:
         self.lease = lease
         self.owner = owner
         self.wants = wants
         self.depth = 1
+        self.scopes: list[anyio.CancelScope] = []
+        self._mutex = threading.Lock()
+        lease._entry.on_lost = self._cancel
+
+    def join(self) -> bool:
+        """Enter once more; False if the last body has just ended it."""
+        with self._mutex:
+            if self.depth == 0:
+                return False
+            self.depth += 1
+            return True
+
+    def part(self) -> bool:
+        """Leave once. Returns whether that was the last body."""
+        with self._mutex:
+            self.depth -= 1
+            return self.depth == 0
+
+    def _cancel(self) -> None:
+        """The lease was lost: its bodies in its own loop are cancelled."""
+        for scope in tuple(self.scopes):
+            scope.cancel()
 
 
 _holding: ContextVar[tuple[Held, ...]] = ContextVar("gpulockd_holding", default=())
@@ -39,11 +85,7 @@ _holding: ContextVar[tuple[Held, ...]] = ContextVar("gpulockd_holding", default=
 
 def owner_here() -> Owner:
     """Who asks: the current task where this thread runs a loop, else the thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return ("task", id(task)) if task is not None else ("thread", threading.get_ident())
+    return Owner()
 
 
 def holding() -> tuple[Held, ...]:
@@ -96,7 +138,7 @@ def joinable(wants: Wants, pool: str | None) -> Held | None:
     """The lease of this very task or thread that covers `wants`, innermost first."""
     me = owner_here()
     for held in reversed(holding()):
-        if held.owner == me and pool in (None, held.lease.pool) and covers(held.wants, held.lease.gpus, wants):
+        if held.owner.same(me) and pool in (None, held.lease.pool) and covers(held.wants, held.lease.gpus, wants):
             return held
     return None
 
@@ -122,9 +164,10 @@ def in_the_way(held: Held, wants: Wants) -> bool:
 
 def would_deadlock(helds: tuple[Held, ...], wants: Wants) -> WouldDeadlock:
     """The error, with the one call to make."""
-    keys = tuple(gpu.key for held in helds for gpu in held.lease.gpus)
+    keys = tuple(dict.fromkeys(gpu.key for held in helds for gpu in held.lease.gpus))
     shown = ", ".join(keys)
-    if any(held.owner == owner_here() for held in helds):
+    me = owner_here()
+    if any(held.owner.same(me) for held in helds):
         return WouldDeadlock(
             f"this task holds {shown} and asks for {wants}: ask for both at once, {_one_call(keys, wants)}", held=keys
         )

@@ -49,7 +49,7 @@ def holder_text(lease: TicketRecord) -> str:
         facts.append(f"pid {lease.process.pid}")
     facts.append(format_duration(lease.held_ms / 1000))
     if lease.percent is not None:
-        facts.append(f"{lease.percent:g} %")
+        facts.append(f"{lease.percent:.0f} %")
     name = lease.job.task or "somebody"
     if lease.job.task_id:
         name += f" {lease.job.task_id}"

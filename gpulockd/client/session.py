@@ -12,6 +12,8 @@ import threading
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+
 from gpulockd.client.table import Entry, Table
 from gpulockd.client.whoami import machine, this_process
 from gpulockd.clock import boottime_s
@@ -136,6 +138,7 @@ class Session:
         if isinstance(answer, a.Gone):
             self.begin_anew(asked_id, answer.reason)
             return False
+        self._take_times(answer.defaults.get("session"))
         self.heard(asked_at, answer)
         self.defaults = answer.defaults
         self._asserted_epoch = answer.clock.epoch
@@ -145,6 +148,17 @@ class Session:
             if entry is not None:
                 entry.lose("lost with the store's data")
         return True
+
+    def _take_times(self, published: Any) -> None:
+        """The deadlines and the margin that the pool's daemon has published: belief is counted in its terms."""
+        if isinstance(published, dict):
+            known = {name: published[name] for name in ("rpc_deadline", "margin") if name in published}
+            self.times = msgspec.structs.replace(self.times, **known)
+
+    def stands(self, entry: Entry) -> bool:
+        """Whether `entry` may be entered now: not lost, of this incarnation, and believed."""
+        mine = entry.session == self.id and not entry.lost.is_set()
+        return mine and boottime_s() <= self._believed_until
 
     def begin_anew(self, ended_id: str, reason: str) -> None:
         """The incarnation `ended_id` has ended: what it held is lost, and a new one begins."""

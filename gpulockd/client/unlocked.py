@@ -23,6 +23,11 @@ class UnlockedLease(Lease):
     async def progress(self, percent: float | None = None, message: str = "") -> None:
         """Tell nobody."""
 
+    @property
+    def stands(self) -> bool:
+        """Always: nobody can take it."""
+        return True
+
     async def _end(self) -> None:
         self._ended = True
 

@@ -27,11 +27,12 @@ def boot_id() -> str:
 
 @cache
 def machine() -> str:
-    """What stays the same over reboots of this host: the machine id, else the host name."""
+    """What stays the same over reboots of this host: machine id and host name, since cloned machines share the id."""
     try:
-        return Path("/etc/machine-id").read_text().strip() or socket.gethostname()
+        id = Path("/etc/machine-id").read_text().strip()
     except OSError:
-        return socket.gethostname()
+        id = ""
+    return os.environ.get("GPULOCKD_MACHINE") or f"{id}@{socket.gethostname()}"
 
 
 def started_ticks(pid: int) -> int:

@@ -7,6 +7,7 @@ each request, else from what the pool has published, else from the defaults.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -123,7 +124,7 @@ def wants_of(
     if lock_key is not None and gpus is not None:
         raise ImpossibleRequest("give either a lock key or gpus=[...], not both")
     if lock_key is not None:
-        keys = (check_key(lock_key),)
+        keys = (_lock_key(lock_key),)
     elif gpus is not None:
         keys = tuple(_gpu_key(gpu) for gpu in ([gpus] if isinstance(gpus, str | int) else gpus))
         if not keys:
@@ -131,6 +132,16 @@ def wants_of(
     return Wants(
         count=count if count is not None else max(1, len(keys)), keys=keys, memory_mib=memory_mib, exclusive=whole
     )
+
+
+def _lock_key(key: str) -> str:
+    """The key of a lock; what only looks like a GPU is refused, for it would lock a name and no card."""
+    looks = re.fullmatch(r"(?:gpu:?|cuda:?)?(\d+)", key, re.IGNORECASE) if isinstance(key, str) else None
+    if looks:
+        raise ImpossibleRequest(f"{key!r} is not a lock key; did you mean 'gpu_lock:{looks[1]}'?")
+    if isinstance(key, str) and (key == "any" or key.startswith(("GPU-", "MIG-"))):
+        raise ImpossibleRequest(f"{key!r} is not a lock key; use 'gpu_lock:0' or gpus=[0], or no key for any GPU")
+    return check_key(key)
 
 
 def _gpu_key(gpu: int | str) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from gpulockd.cli import http
 from gpulockd.cli.child import PR_SET_PDEATHSIG
 from gpulockd.cli.talk import CommandError, say
+from gpulockd.demo import leftover
 from gpulockd.demo.site import Site
 
 LOAD = ("ocr-1", "ocr-2", "ocr-3", "whisper", "train", "embed")
@@ -47,22 +48,24 @@ class Scene:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
             env = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_RUN}
-            self._daemon = self._start([sys.executable, "-m", "gpulockd", "serve", *self._site.words], env)
+            words = [sys.executable, "-m", "gpulockd", "serve", *self._site.words]
+            # The daemon says that it is ready on stdout and in its log: where both go to one place, once is enough.
+            self._daemon = self._start(words, env, stdout=subprocess.DEVNULL if _is_one_place(1, 2) else None)
             if self._wait_for_answer(self._daemon, "/livez", DAEMON_STARTS_WITHIN_S):
                 if self._names:
                     self._start_load(env)
                 self._watch(self._daemon)
-            code = self._daemon.poll()
+            return 0 if self._is_over else _told_end(self._daemon.poll())
         finally:
             self._end_all()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return code if code is not None and code >= 0 else 0
 
-    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], env: dict[str, str], *, stdout: int | None = None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             env=env,
             stdin=subprocess.DEVNULL,
+            stdout=stdout,
             start_new_session=True,
             preexec_fn=self._before_exec(os.getpid()),  # noqa: PLW1509 # this process has no threads
         )
@@ -80,7 +83,7 @@ class Scene:
         """Return whether the daemon answers with yes; False if it does not in time, ends, or a signal comes first."""
         deadline = time.monotonic() + within_s
         while daemon.poll() is None and not self._is_over and time.monotonic() < deadline:
-            if _says_yes(self._site.api_socket, path):
+            if _says_yes(self._site.folders.api_socket, path):
                 return True
             self._is_over = _ends(signal.sigtimedwait(WATCHED, LOOK_S))
         return False
@@ -94,7 +97,7 @@ class Scene:
         env = {name: value for name, value in env.items() if name not in _OF_ANOTHER_STORE}
         for i, name in enumerate(self._names):
             command = [sys.executable, "-m", "gpulockd.demo.worker", name, str(i)]
-            self._load.append(self._start(command, env | {"GPULOCKD_SOCKET": self._site.api_socket}))
+            self._load.append(self._start(command, env | {"GPULOCKD_SOCKET": self._site.folders.api_socket}))
 
     def _watch(self, daemon: subprocess.Popen[bytes]) -> None:
         while daemon.poll() is None and not self._is_over:
@@ -107,6 +110,24 @@ class Scene:
         if self._daemon is not None:
             self._daemon.terminate()
             _wait_for([self._daemon], DAEMON_ENDS_WITHIN_S)
+            if self._daemon.returncode < 0:  # it could not stop its store itself
+                leftover.stop_store(self._site.folders)
+
+
+def _told_end(code: int | None) -> int:
+    """Say how the daemon has ended by itself, and return the demo's exit code."""
+    if code is None:
+        say(f"the daemon does not answer after {DAEMON_STARTS_WITHIN_S:g} s")
+        return 1
+    say(f"the daemon has ended ({f'signal {-code}' if code < 0 else f'exit code {code}'})")
+    return max(code, 1)
+
+
+def _is_one_place(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False
 
 
 def _ends(info: signal.struct_siginfo | None) -> bool:

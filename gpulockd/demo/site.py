@@ -15,16 +15,17 @@ from typing import NamedTuple
 from gpulockd import places
 from gpulockd.cli.talk import USAGE, CommandError, say
 from gpulockd.daemon import configuration, folders
+from gpulockd.daemon.folders import Folders
 from gpulockd.errors import ConfigError
 
 PORTS_TRIED = 100
 
 
 class Site(NamedTuple):
-    """The words of `gpulockd serve`, and the API socket that its daemon will have."""
+    """The words of `gpulockd serve`, and the folders that its daemon will have."""
 
     words: list[str]
-    api_socket: str
+    folders: Folders
 
 
 @contextmanager
@@ -42,16 +43,17 @@ def choose(args: Namespace, words: list[str]) -> Iterator[Site]:
     if args.listen is None:
         words += ["--listen", _free(listen)]
     if args.socket or args.state_dir or not (_is_taken(usual.runtime) or _is_taken(usual.state)):
-        yield Site(words, usual.api_socket)
+        yield Site(words, usual)
         return
     private = tempfile.mkdtemp(prefix="gpulockd-demo-")
     say(f"another gpulockd uses {usual.runtime}; this one keeps to itself in {private}")
-    words += ["--socket", private, "--state-dir", os.path.join(private, "state")]
+    state = os.path.join(private, "state")
+    words += ["--socket", private, "--state-dir", state]
     if args.simulate is None:
         say("its GPUs are simulated, since the real ones belong to the other")
         words += ["--simulate", "2"]
     try:
-        yield Site(words, os.path.join(private, places.API_SOCKET))
+        yield Site(words, folders.resolve(private, state))
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
@@ -79,7 +81,7 @@ def _free(listen: str) -> str:
     for number in range(int(port), min(int(port) + PORTS_TRIED, 65536)):
         if _can_bind(host.strip("[]"), number):
             if number != int(port):
-                say(f"port {port} is taken, so the page is on port {number}")
+                say(f"port {port} is taken, so HTTP is on port {number}")
             return f"{host}:{number}"
     return listen
 

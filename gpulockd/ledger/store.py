@@ -67,6 +67,8 @@ def _our_error(error: Exception, shown: str) -> GpuLockError | None:
         if text.startswith(_NOT_NOW):
             return StoreUnavailable(f"Redis at {shown} cannot be used: {text}")
         return GpuLockError(f"Redis at {shown} answered: {text}")
+    if isinstance(error, broken.RedisError):
+        return StoreUnavailable(f"Redis at {shown} answered what cannot be read: {error}")
     if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
         return StoreUnavailable(f"Redis at {shown} cannot be reached: {error}")
     return None

@@ -81,7 +81,7 @@ class Holding:
             process=plan.process,
             id=plan.session,
         )
-        self.keeper = Keeper(self.session)
+        self.keeper = Keeper(self.session, gives_back=plan.session is None)
         self.line = Line(self.session, self.keeper)
         self.waiting: Waiting | None = None
         self._began_at = anyio.current_time()

@@ -198,11 +198,13 @@ async def test_a_pool_of_another_host_is_refused_with_both_cures(valkey_server: 
     """Two hosts that offer one pool would give GPU 0 of either for GPU 0."""
     shared = ("--redis", valkey_server.url, "--pool", pool)
     async with (
-        running_daemon(*shared, config=QUICK, env={"GPULOCKD_BOOT_ID": "first"}) as first,
+        running_daemon(*shared, config=QUICK, env={"GPULOCKD_BOOT_ID": "first", "GPULOCKD_MACHINE": "one"}) as first,
         daemon_folder() as base,
     ):
         assert first.pool == pool
-        second = start_daemon(base, *shared, config=QUICK, env={"GPULOCKD_BOOT_ID": "second"})
+        second = start_daemon(
+            base, *shared, config=QUICK, env={"GPULOCKD_BOOT_ID": "second", "GPULOCKD_MACHINE": "two"}
+        )
         await anyio.to_thread.run_sync(lambda: second.communicate(timeout=30))
         said = (base / "daemon.log").read_text()
         assert second.returncode == 2

@@ -83,7 +83,15 @@ def overlaps(notes: Iterable[Note]) -> list[str]:
 
 def troubles(notes: Iterable[Note]) -> list[str]:
     """What must not happen to a worker where nothing is broken."""
-    return [f"{note.who} {note.what} {note.text}" for note in notes if note.what in ("OVERLAP", "refused", "lost")]
+    notes = list(notes)
+    # Stopped in the middle of its body for longer than its session: it lost its lease, and was told so.
+    stopped = {(note.who, note.key) for note in notes if note.what == "stopped"}
+    wrong = [note for note in notes if note.what in ("OVERLAP", "refused", "lost")]
+    return [
+        f"{note.who} {note.what} {note.text}"
+        for note in wrong
+        if note.what != "lost" or (note.who, note.key) not in stopped
+    ]
 
 
 def token_breaks(notes: Iterable[Note]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gpulockd.cli.records import progress_of, whole_percents
 from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until, until_blocking
 from tests.system.commands import Started, call, clean_env, command, leases, one_daemon, queued
@@ -64,6 +65,12 @@ def test_status_shows_who_holds_what_and_who_waits(held: Daemon) -> None:
     assert line.startswith("queue: 1 waiting, oldest ")
     assert "(train)" in line
     assert "\033" not in done.stdout
+
+
+def test_percents_are_whole_ones() -> None:
+    """33.3333 % pretends to know."""
+    assert progress_of({"percent": 100 / 3, "note": "page 1 of 3"}) == "33 % page 1 of 3"
+    assert whole_percents("GPU 0 held by a (pid 7, 1.5 s, 33.3333 %)") == "GPU 0 held by a (pid 7, 1.5 s, 33 %)"
 
 
 def test_status_of_one_gpu_and_of_none(held: Daemon) -> None:

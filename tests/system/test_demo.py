@@ -117,12 +117,33 @@ def test_beside_another_it_takes_its_own_folder_and_port(base: Path, demos: list
     demos.append(second)
     until_blocking(lambda: GRANT.search(second.said), within_s=60)
     assert "another gpulockd uses" in second.said
-    assert "is taken, so the page is on port" in second.said
+    assert "is taken, so HTTP is on port" in second.said
     private = Path(re.findall(r"keeps to itself in (\S+)", second.said)[0])
     second.process.terminate()
     assert second.process.wait(20) == 0
     assert not private.exists()
     assert first.process.poll() is None
+
+
+def test_a_killed_daemon_ends_the_demo_and_its_store(base: Path, demos: list[Demo]) -> None:
+    """Load and store would go on without anybody who knows of them."""
+    demo = Demo(base, "--simulate", "2")
+    demos.append(demo)
+    until_blocking(lambda: GRANT.search(demo.said), within_s=60)
+    assert demo.said.count(" ready: ") == 1
+    (daemon,) = [pid for pid in demo.living() if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(daemon, signal.SIGKILL)
+    assert demo.process.wait(20) == 1
+    assert "gpulockd: the daemon has ended (signal 9)" in demo.said
+    until_blocking(lambda: not demo.living(), within_s=5)
+
+
+def test_a_wrong_option_is_named_with_the_way_to_the_right_ones(base: Path, demos: list[Demo]) -> None:
+    """`make run ARGS=--bogus`."""
+    demo = Demo(base, "--bogus")
+    demos.append(demo)
+    assert demo.process.wait(20) == 2
+    assert demo.said.startswith("gpulockd.demo: unrecognized arguments: --bogus\n  hint: 'make run ARGS=--help'")
 
 
 def test_a_killed_demo_takes_the_rest_with_it(base: Path, demos: list[Demo]) -> None:

@@ -82,6 +82,30 @@ def test_busy_without_waiting_gives_75(daemon: Daemon, start: Start) -> None:
     refused = call(daemon, "run", "--no-wait", "--", "true")
     assert refused.returncode == 75
     assert "held by holder" in refused.stderr
+    assert "leave --no-wait out" in refused.stderr
+    refused = call(daemon, "run", "--wait", "0", "--", "true")
+    assert refused.returncode == 75
+    assert "--no-wait" not in refused.stderr
+
+
+def test_a_run_that_cannot_keep_its_lease_gives_it_back(daemon: Daemon) -> None:
+    """Otherwise the GPU stands idle until the session ends."""
+    done = call(daemon, "run", "--task", "unkept", "--", "true", GPULOCKD_SESSION_TTL="soon")
+    assert "got GPU" in done.stderr
+    assert not leases(daemon, "unkept")
+    done = call(daemon, "run", "--task", "unkept", "--", "true", GPULOCKD_SETTLE_GRACE="soon")
+    assert done.returncode == 125
+    assert "released" not in done.stderr
+    assert not leases(daemon, "unkept")
+
+
+def test_released_is_said_only_if_the_ledger_confirms_it(daemon: Daemon) -> None:
+    """Who reads it counts on a free GPU."""
+    take = f"kill -STOP $PPID; {sys.executable} -m gpulockd release 0; kill -CONT $PPID"
+    done = call(daemon, "run", "--gpu", "0", "--", "sh", "-c", f"({take}) & wait")
+    assert "took GPU 0" in done.stdout
+    assert "had ended before it was given back (revoked)" in done.stderr
+    assert "released GPU" not in done.stderr
 
 
 def test_waiting_too_long_gives_124(daemon: Daemon, start: Start, tmp_path: Path) -> None:
@@ -97,6 +121,12 @@ def test_waiting_too_long_gives_124(daemon: Daemon, start: Start, tmp_path: Path
     ("words", "said"),
     [
         (("-n", "3", "--", "true"), "2 GPUs"),
+        (("-n", "0", "--", "true"), "run: -n 0: ask for 1 to 64 GPUs"),
+        (("-n", "-1", "--", "true"), "run: -n -1: ask for 1 to 64 GPUs"),
+        (("--gpu", "9", "--", "true"), "hint: name others with --gpu"),
+        (("--timeout", "0", "--", "true"), "--timeout none"),
+        (("--timeout", "49ms", "--", "true"), "0.05 s"),
+        (("--soft-signal", "BLA", "--", "true"), "unknown signal 'BLA'"),
         (("--gpu", "9", "--", "true"), "gpu_lock:9"),
         (("--memory", "lots", "--", "true"), "not a memory size"),
         (("--no-such-option", "--", "true"), "--no-such-option"),
@@ -157,6 +187,38 @@ def test_a_waiter_is_told_its_place_and_the_holder_then_what_it_got(daemon: Daem
     assert "released GPU 0" in waiter.said
 
 
+def test_a_log_has_a_line_only_when_the_own_place_changes(daemon: Daemon, start: Start) -> None:
+    """In a busy line every waiter's log would grow with every newcomer."""
+    hold(start, daemon)
+    waiter = start("run", "--task", "waiter", "--", "true")
+    until_blocking(lambda: "place 1 of 1" in waiter.said)
+    behind = start("run", "--task", "behind", "--", "true")
+    until_blocking(lambda: "place 2 of 2" in behind.said)
+    first = start("run", "-p", "9", "--task", "first", "--", "true")
+    until_blocking(lambda: "place 2 of 3" in waiter.said)
+    assert "place 1 of 3" in first.said
+    assert waiter.said.count("waiting: place") == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "warned"),
+    [
+        ({"GPULOCKD_POOL": "other"}, "GPULOCKD_POOL=other is not the pool of the local daemon ("),
+        ({"GPULOCKD_REDIS_URL": "redis://:secret@h"}, "GPULOCKD_REDIS_URL is not the store of the local daemon, which"),
+    ],
+)
+def test_an_environment_that_names_another_pool_or_store_is_warned_of(
+    daemon: Daemon, env: dict[str, str], warned: str
+) -> None:
+    """Programs go by these names, `run` by its daemon."""
+    done = call(daemon, "run", "-q", "--", "true", within_s=60.0, **env)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") <= 1
+    assert f"gpulockd: warning: {warned}" in done.stderr
+    assert "secret" not in done.stderr
+    assert call(daemon, "run", "-q", "--", "true", GPULOCKD_POOL=daemon.pool).stderr == ""
+
+
 def test_the_command_finds_its_gpus_and_lease_in_its_environment(daemon: Daemon, tmp_path: Path) -> None:
     """What an outer run or a user had set would point it to other GPUs."""
     program = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -187,6 +249,8 @@ def test_a_run_inside_a_run_joins_instead_of_waiting_for_itself(daemon: Daemon, 
     assert done.returncode == 0, done.stderr
     outer, *inners = done.stdout.splitlines()
     assert inners == [outer, outer]
+    told = call(daemon, "run", "-q", "--gpu", "0", "--", sys.executable, "-m", "gpulockd", "run", "--", "true")
+    assert told.stderr == "gpulockd: joins the lease of the outer run on GPU 0\n"
 
 
 def test_a_run_inside_a_run_that_asks_for_more_is_refused_at_once(daemon: Daemon) -> None:

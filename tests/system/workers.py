@@ -24,10 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from gpulockd import GpuLockError, LeaseLost, gpu_lock
+from gpulockd.clock import boottime_s
 from tests.system.history import Diary
 from tests.system.witness import Overlap, using
 
 PR_SET_PDEATHSIG = 1
+STOPPED_S = 0.3
+"""A first line of a body that came so much later (in seconds) than its entry was stopped in between."""
+
 GIVEN: dict[str, Any] = {"max_wait_time": 60}
 
 
@@ -52,6 +56,7 @@ class Worker:
         self.diary.note("ask", key)
         try:
             async with gpu_lock(**GIVEN | wish) as lease:
+                began_at = boottime_s()
                 gpus = [gpu.key for gpu in lease.gpus]
                 self.diary.note("enter", key, token=lease.token, gpus=gpus, lease=lease.id)
                 try:
@@ -65,7 +70,11 @@ class Worker:
                             await leave.wait()
                         self.diary.note("used", key, token=lease.token, gpus=gpus)
                 except Overlap as where:
-                    self.diary.note("OVERLAP", key, token=lease.token, gpus=[str(where)])
+                    # A body that was stopped after it had begun is what only a guard can keep off the card.
+                    stopped = boottime_s() - began_at > STOPPED_S
+                    self.diary.note("stopped" if stopped else "OVERLAP", key, token=lease.token, gpus=[str(where)])
+                    if stopped:
+                        await lease.lost.wait()
             self.diary.note("left", key)
         except LeaseLost as lost:
             self.diary.note("lost", key, token=lost.token, text=lost.reason)

@@ -14,10 +14,23 @@ due = room(function(due)
     gpus.vacate(gpus.wants(t.wants), gpus.split(t.gpus), t.id, false)
   end
 
+  -- What holds a gpu goes before what waits: others wait for it.
+  local function holders_first(ids)
+    local first, rest = {}, {}
+    for _, id in ipairs(ids) do
+      local state = redis.call('HGET', names.base .. 'ticket:' .. id, 'state')
+      local list = (state == 'waiting' or state == 'away') and rest or first
+      list[#list + 1] = id
+    end
+    for _, id in ipairs(rest) do first[#first + 1] = id end
+    return first
+  end
+
   -- Ends a session with up to `LIMIT` of its tickets.
   function due.end_session(session, reason)
     local tickets_key = names.base .. 'session_tickets:' .. session
     local ids = redis.call('SMEMBERS', tickets_key)
+    if #ids > LIMIT then ids = holders_first(ids) end
     for i = 1, math.min(#ids, LIMIT) do
       local t = tickets.get(ids[i])
       if t then ends.ticket(t, reason) else redis.call('SREM', tickets_key, ids[i]) end
@@ -28,7 +41,7 @@ due = room(function(due)
     if #ids > LIMIT then return redis.call('ZADD', names.due, books.now, 'session:' .. session) end
     redis.call('DEL', names.base .. 'session:' .. session, tickets_key)
     redis.call('ZREM', names.due, 'session:' .. session)
-    if reason == 'died' then books.emit('session_lost', books.facts({reason = reason, session = session})) end
+    if reason == 'died' then books.emit('session_lost', books.facts({reason = reason, session = string.sub(session, 1, 8)})) end
   end
 
   local function settle(key)

@@ -1,7 +1,7 @@
 -- Placement and hand-off: whatever makes room on a gpu ends in `placing.place`, in the same script.
 
 placing = room(function(placing)
-  local LIMIT = 256   -- tickets tried per script; the rest is due at once
+  local LIMIT = 1024   -- tickets tried per script; the rest is due at once
 
   -- The gpus for a ticket now, after every head that has waited too long has chosen among them; or nil.
   function placing.find(w, score, id)

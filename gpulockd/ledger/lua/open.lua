@@ -26,7 +26,7 @@ end
 local ends_ms = tonumber(redis.call('ZSCORE', names.sessions, session))
 redis.call('ZADD', names.sessions, math.max(ends_ms or 0, books.now + meta.ttl_ms), session)
 redis.call('HSET', names.base .. 'session:' .. session, 'process', ARGV[2], 'boot_id', boot_id)
-if not ends_ms then books.emit('session_opened', books.facts({session = session})) end
+if not ends_ms then books.emit('session_opened', books.facts({session = string.sub(session, 1, 8)})) end
 
 local refused = brought.assert(session, has)
 placing.place()
