@@ -22,6 +22,7 @@ from gpulockd.client.line import Line
 from gpulockd.client.session import OpenAnswer, Session
 from gpulockd.client.whoami import machine
 from gpulockd.clock import boottime_s
+from gpulockd.daemon import neighbours
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.nvml import NvmlUnavailable
@@ -160,6 +161,8 @@ class Offering:
         """
         try:
             gpus = await self.cards.list()
+            if self.cards.source == "nvml":
+                await neighbours.outwait(self.store, self.session.pool, self.session.process.boot_id, self._waits)
             answer = await self._offered([_with_memory(gpu) for gpu in gpus])
         except GpuLockError as trouble:
             self.trouble = trouble.message
@@ -172,6 +175,10 @@ class Offering:
         )
         if self.cards.source == "nvml":
             await self.store.enlist_host(self.session.process.boot_id, self.session.pool)
+
+    def _waits(self, why: str) -> None:
+        self.trouble = why
+        _log.warning("offer.waits_for_pool", message=why)
 
     async def _offered(self, gpus: list[Gpu]) -> a.Offered:
         session, known_pool = self.session, None

@@ -135,6 +135,7 @@ class Pictured(Answer, frozen=True, kw_only=True):
     """The snapshot that was asked for."""
 
     snapshot: Snapshot
+    of_boot: int
 
 
 class NoSession(Answer, frozen=True, kw_only=True):

@@ -200,4 +200,5 @@ def pictured(reply: Reply, pool: str, first: int) -> Any:
     if reply[0] != b"snapshot":
         return _plain(reply[0], reply)
     clock, now_ms = _terms(reply)
-    return a.Pictured(clock=clock, now_ms=now_ms, snapshot=snapshot_of(pool, now_ms, reply[6:], first))
+    snapshot = snapshot_of(pool, now_ms, reply[6:15], first)
+    return a.Pictured(clock=clock, now_ms=now_ms, snapshot=snapshot, of_boot=int(reply[15]))

@@ -151,6 +151,10 @@ class Store:
         """Whether the fleet's list names the pool."""
         return bool(await self._command("SISMEMBER", FLEET_POOLS, pool))
 
+    async def pools(self) -> list[str]:
+        """The pools on the fleet's list."""
+        return sorted(name.decode() for name in await self._command("SMEMBERS", FLEET_POOLS))
+
     async def enlist_pool(self, pool: str) -> None:
         """Put the pool on the fleet's list, once its first session is open."""
         await self._command("SADD", FLEET_POOLS, pool)

@@ -253,13 +253,17 @@ def report(
 
 
 def snapshot(
-    keys: PoolKeys, *, session: str = "", first: int = 0, length: int = 256
+    keys: PoolKeys, *, session: str = "", first: int = 0, length: int = 256, boot_id: str = ""
 ) -> Call[a.Pictured | a.NoSession | a.Unopened]:
-    """See all of the pool, and `length` (1 to 256) places of its queue from place `first` (0 = the head)."""
+    """See all of the pool.
+
+    :param first: the first place of the queue's page (0 = the head); `length` 1 to 256 places
+    :param boot_id: a boot whose living sessions are counted
+    """
     return Call(
         script("snapshot"),
         keys,
-        (session, str(first), str(length)),
+        (session, str(first), str(length), boot_id),
         lambda reply: reading.pictured(reply, keys.pool, first),
     )
 
