@@ -23,7 +23,7 @@ holding_back = room(function(holding_back)
   end
 
   function holding_back.drop(id)
-    if redis.call('ZREM', names.held_back, id) == 0 then return end
+    if next(read()) == nil or redis.call('ZREM', names.held_back, id) == 0 then return end
     local ticket = names.base .. 'ticket:' .. id
     for _, key in ipairs(gpus.split(redis.call('HGET', ticket, 'chosen'))) do books.freed[key] = true end
     redis.call('HDEL', ticket, 'chosen')
@@ -78,13 +78,14 @@ holding_back = room(function(holding_back)
   end
 
   -- Lets the heads that have waited long enough choose, before a later ticket begins on `key`. Returns whether any did.
-  function holding_back.before(key, score, id)
+  function holding_back.before(key, score, id, own)
     local any = false
     local sources = {names.base .. 'heads:' .. key}
     if gpus.get(key).offered then sources[2] = names.base .. 'heads:any' end
     for _, source in ipairs(sources) do
       for _, words in ipairs(redis.call('ZRANGEBYSCORE', source, '-inf', score)) do
-        local other, other_score = queue.head(words)
+        local other, other_score
+        if words ~= own then other, other_score = queue.head(words) end
         local earlier = other and other ~= id and queue.before(other_score, other, score, id)
         if earlier and may_choose(other, words, key) then any = choose(other, gpus.wants(words), other_score) or any end
       end

@@ -4,13 +4,14 @@ placing = room(function(placing)
   local LIMIT = 1024   -- tickets tried per script; the rest is due at once
 
   -- The gpus for a ticket now, after every head that has waited too long has chosen among them; or nil.
-  function placing.find(w, score, id)
+  -- `own`: the wants whose head it is, nil if it is not in the queue.
+  function placing.find(w, score, id, own)
     local function allowed(key) return holding_back.allows(key, score, id) end
     while true do
       local keys = gpus.pick(w, allowed)
       if not keys then return nil end
       local held = false
-      for _, key in ipairs(keys) do held = holding_back.before(key, score, id) or held end
+      for _, key in ipairs(keys) do held = holding_back.before(key, score, id, own) or held end
       if not held then return keys end
     end
   end
@@ -23,10 +24,11 @@ placing = room(function(placing)
     if books.ring(redis.call('HGET', ticket, 'session'), 'claim ' .. id .. ' ' .. text(token)) == 0 then
       return queue.send_away(id, w)
     end
-    queue.leave(id, w)
+    local following, following_score = queue.leave(id, w)
     gpus.occupy(w, keys, id)
     redis.call('HSET', ticket, 'state', 'claim', 'token', token, 'gpus', table.concat(keys, ','), 'granted_ms', books.now)
     redis.call('ZADD', names.due, books.now + meta.claim_window_ms, 'lease:' .. id)
+    return following, following_score
   end
 
   local function gather(keys)
@@ -74,11 +76,10 @@ placing = room(function(placing)
       local i = earliest(line)
       local w = gpus.wants(line[i].words)
       local id, score = queue.head(w.text)
-      local found = id and placing.find(w, score, id)
-      local following
+      local found = id and placing.find(w, score, id, w.text)
+      local _, following
       if found then
-        hand_off(id, w, found)
-        id, following = queue.head(w.text)
+        _, following = hand_off(id, w, found)
         tries = tries + 1
       end
       if following then line[i].score = following else table.remove(line, i) end

@@ -17,11 +17,13 @@ queue = room(function(queue)
     return first[1], tonumber(first[2])
   end
 
+  -- Returns the head that is now.
   local function refresh_head(w)
     local id, score = queue.head(w.text)
     for _, key in ipairs(queue.heads_of(w)) do
       if id then redis.call('ZADD', key, score, w.text) else redis.call('ZREM', key, w.text) end
     end
+    return id, score
   end
 
   -- A ticket before another: lower score, then lower id.
@@ -35,12 +37,12 @@ queue = room(function(queue)
     refresh_head(w)
   end
 
-  -- Takes a ticket out of the queue; what it had chosen is free for others.
+  -- Takes a ticket out of the queue; what it had chosen is free for others. Returns the next head of equal wants.
   function queue.leave(id, w)
     holding_back.drop(id)
     redis.call('ZREM', names.queue, id)
     redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
-    refresh_head(w)
+    return refresh_head(w)
   end
 
   -- A ticket whose process did not answer keeps its score and its place, but holds nothing back and is no head.
@@ -48,7 +50,7 @@ queue = room(function(queue)
   function queue.send_away(id, w)
     holding_back.drop(id)
     redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
-    refresh_head(w)
     redis.call('HSET', names.base .. 'ticket:' .. id, 'state', 'away')
+    return refresh_head(w)
   end
 end)
