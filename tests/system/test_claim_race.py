@@ -86,7 +86,7 @@ def test_a_winner_that_is_away_never_enters_beside_the_next(
         go_on()
         _wait_for_either(crew, round)
         if next_one.find("use", round):
-            if winner.find("enter", round):
+            if winner.find("enter", round) or winner.find("stopped", round):
                 # It was stopped in the first moments of its body: without a guard it learns of its loss on waking.
                 winner.wait_for("lost", round)
                 _leave(next_one, round)
@@ -99,6 +99,7 @@ def test_a_winner_that_is_away_never_enters_beside_the_next(
             winner.wait_for("use", round)
             _leave(winner, round)
         else:
+            winner.wait_for("use", round)
             _leave(winner, round)
             next_one.wait_for("use", round)
             _leave(next_one, round)
@@ -106,8 +107,9 @@ def test_a_winner_that_is_away_never_enters_beside_the_next(
 
 
 def _wait_for_either(crew: Crew, round: str) -> None:
-    """Until the winner or the next one is in the body."""
-    until_blocking(lambda: any(crew.workers[name].find("use", round) for name in ("winner", "next")))
+    """Until the winner or the next one is in the body. What the winner has begun before it was stopped is its own."""
+    winner, next_one = crew.workers["winner"], crew.workers["next"]
+    until_blocking(lambda: winner.find("enter", round) or next_one.find("use", round))
 
 
 def test_a_winner_whose_session_ended_meanwhile_starts_over(crew: Crew, server: Server, pool: str) -> None:
