@@ -170,7 +170,8 @@ def test_a_signal_handler_that_raises_leaves_no_lock(server: Server, pool: str) 
             with gpu_lock():
                 pass
             for _ in range(40):
-                with contextlib.suppress(SoftLimitError):
+                # CPython's own locks may complain when a signal handler raises inside them.
+                with contextlib.suppress(SoftLimitError, RuntimeError):
                     signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-5, 2e-3))
                     with gpu_lock(max_wait_time=20):
                         signal.setitimer(signal.ITIMER_REAL, 0)
