@@ -44,7 +44,16 @@ demo: run  ## the same as run
 bench: venv  ## measure us beside the peers
 	@exec $(BIN)/python -m bench $(ARGS)
 
-faults soak test-performance test-gpu install-service:
+HOME_OF_SERVICE ?= /opt/gpulockd
+
+install-service:  ## install for all in /opt/gpulockd and run it under systemd, as root (ARGS: of gpulockd install-service)
+	@set -euo pipefail; \
+	if [ "$$(id -u)" != 0 ]; then echo 'make: this takes root: sudo make install-service' >&2; exit 1; fi; \
+	if ! [ -x $(HOME_OF_SERVICE)/bin/pip ]; then $(PYTHON) -m venv $(HOME_OF_SERVICE); fi; \
+	$(HOME_OF_SERVICE)/bin/pip install --quiet --disable-pip-version-check --upgrade '.[server]'; \
+	$(HOME_OF_SERVICE)/bin/gpulockd install-service $(ARGS)
+
+faults soak test-performance test-gpu:
 	@echo 'make: $@ arrives with a later package' >&2; exit 1
 
 vendor-free:  ## the lock names packages only: no index, no host, no local path

@@ -24,6 +24,7 @@ from gpulockd.client.process import line_for
 from gpulockd.ledger import address, verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.lua_files import script
+from gpulockd.ledger.wire.commands import WireCommands
 from gpulockd.model import Job, Wants
 
 PAIRS = 200
@@ -32,9 +33,11 @@ ROUNDS, QUICK_ROUNDS = 30, 8
 
 OURS, BLOCKING = "gpulockd, async with", "gpulockd, with (a thread)"
 BARE, NOTHING = "the same two scripts, bare FCALL", "two times `return 1`, FCALL"
+BARE_REDIS_PY, NOTHING_REDIS_PY = "the same two scripts, through redis-py", "two times `return 1`, through redis-py"
 REDIS_PY, PYTHON_REDIS_LOCK = "redis-py Lock", "python-redis-lock (a thread)"
 
 Pair = Callable[[], Awaitable[object]]
+Send = Callable[..., Awaitable[Any]]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,12 +95,16 @@ def measure(ground: Ground, *, quick: bool) -> Result:
 
 async def _measure(ground: Ground, rounds: int) -> Result:
     client: Any = address.async_client(ground.url, deadline_s=5.0, name="bench")
+    wire = WireCommands(ground.url, deadline_s=5.0, name="bench-wire")
     plain = redis.asyncio.Redis.from_url(ground.url)
-    bare = await _bare_pair(client)
+    await wire.load("#!lua name=bench_nothing\nredis.register_function('bench_nothing', function() return 1 end)")
+    bare = await _bare_pair(lambda *words: wire.run(words))
     contenders: dict[str, Pair] = {
         OURS: _our_pair,
         BARE: bare,
-        NOTHING: await _nothing(client),
+        NOTHING: _nothing(lambda *words: wire.run(words)),
+        BARE_REDIS_PY: await _bare_pair(client.execute_command),
+        NOTHING_REDIS_PY: _nothing(client.execute_command),
         REDIS_PY: lambda: _redis_py_pair(plain),
     }
     threads: dict[str, Callable[[], object]] = {
@@ -118,6 +125,7 @@ async def _measure(ground: Ground, rounds: int) -> Result:
             if n > 0:  # the first round warms up
                 found[name].add(pairs_us, before, ground.work())
     scripts = await _script_times(ground, bare)
+    await wire.aclose()
     await client.aclose()
     await plain.aclose()
     rows = [_row(name, found, rounds) for name in found]
@@ -152,7 +160,7 @@ def _our_blocking_pair() -> None:
         pass
 
 
-async def _bare_pair(client: Any) -> Pair:
+async def _bare_pair(send: Send) -> Pair:
     """The scripts that `_our_pair` runs, in the session of this process, with nothing around them."""
     keys, wants, job = PoolKeys(POOL), Wants(keys=("gpu_lock:0",)), Job(task="python")
     session = (await line_for(POOL)).session
@@ -166,19 +174,16 @@ async def _bare_pair(client: Any) -> Pair:
 
     async def pair() -> None:
         id = uuid4().hex
-        answer = await client.execute_command("FCALL", request, *fixed, asker, id, *words)
-        await client.execute_command("FCALL", end, *fixed, asker, "ticket", id, answer[6], "released")
+        answer = await send("FCALL", request, *fixed, asker, id, *words)
+        await send("FCALL", end, *fixed, asker, "ticket", id, answer[6], "released")
 
     return pair
 
 
-async def _nothing(client: Any) -> Pair:
-    library = "#!lua name=bench_nothing\nredis.register_function('bench_nothing', function() return 1 end)"
-    await client.execute_command("FUNCTION LOAD", "REPLACE", library)
-
+def _nothing(send: Send) -> Pair:
     async def pair() -> None:
-        await client.execute_command("FCALL", "bench_nothing", 0)
-        await client.execute_command("FCALL", "bench_nothing", 0)
+        await send("FCALL", "bench_nothing", 0)
+        await send("FCALL", "bench_nothing", 0)
 
     return pair
 

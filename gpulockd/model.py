@@ -106,12 +106,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PoolClock(msgspec.Struct, frozen=True, kw_only=True):
-    """The terms under which an answer was given, all in ms: the pool's epoch, session ttl, keepalive and clock step."""
+    """The terms under which an answer was given, in ms: the pool's epoch, session ttl, keepalive and clock step.
+
+    `guarded`: the guard of the pool's host stands, and lets in who begins there.
+    """
 
     epoch: str
     ttl_ms: int
     step_ms: int
     keepalive_ms: int
+    guarded: bool = False
 
 
 TicketState = Literal["waiting", "away", "claim", "held", "member"]
@@ -130,7 +134,11 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A ticket or lease as the ledger has it; ages and waits are in ms of ledger time."""
+    """A ticket or lease as the ledger has it; ages and waits are in ms of ledger time.
+
+    `level` is the highest time limit that was acted on. `seen_age_ms`: since a keepalive or the task itself last renewed
+    it; `heartbeat_age_ms`: since the task last spoke; `missed_age_ms`: since its silence was last told of.
+    """
 
     id: str
     state: TicketState
@@ -146,6 +154,9 @@ class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None = None
     note: str | None = None
     heartbeat_age_ms: int | None = None
+    level: Literal["", "warning", "soft", "hard"] = ""
+    seen_age_ms: int | None = None
+    missed_age_ms: int | None = None
     of: str | None = None
     place: int | None = None
     chosen: tuple[str, ...] = ()

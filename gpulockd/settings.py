@@ -60,7 +60,8 @@ class MonitorBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class SessionBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a process counts as gone (all in seconds).
+    """When a process counts as gone (all in seconds); `guard_gone_after`: a pool whose store lost its data waits so long
+    for its guard.
 
     A session ends `ttl` after its last keepalive on the ledger's clock, which one script advances by at most
     `step_s`. A client without a guard believes its lease for `belief_s` after the request it last had answered.
@@ -71,6 +72,7 @@ class SessionBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rpc_deadline: float = 2.0
     margin: float = 1.0
     claim_window: float = 3.0
+    guard_gone_after: float = 60.0
 
     @property
     def step_s(self) -> float:
@@ -99,9 +101,13 @@ class SettleBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class GpusBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which cards the daemon offers. `simulate`: None = only when NVML has none, 0 = never, N = N simulated cards."""
+    """Which cards the daemon offers. `simulate`: None = only when NVML has none, 0 = never, N = N simulated cards.
+
+    `guard`: programs of this host begin only when the daemon lets them in. `require_guard`: they wait while none does.
+    """
 
     simulate: int | None = None
+    guard: bool = True
     require_guard: bool = False
     foreign: Literal["ignore", "report", "wait"] = "report"
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "release": "take a GPU from its holder",
     "events": "what happened",
     "token": "print the token that writes over TCP need",
+    "install-service": "run the daemon under systemd",
+    "store": "what gpulockd-store.service runs",
     "version": "print the version",
 }
 """Every command and what it does."""
@@ -75,7 +77,7 @@ def _dispatch(words: list[str]) -> int:
         name = "version"
     if name not in COMMANDS:
         raise CommandError(f"unknown command {name!r}{_meant(name)}", "'gpulockd --help' lists the commands", USAGE)
-    code: int = import_module(f"gpulockd.cli.{name}").main(rest)
+    code: int = import_module(f"gpulockd.cli.{name.replace('-', '_')}").main(rest)
     return code
 
 
@@ -86,5 +88,5 @@ def _meant(name: str) -> str:
 
 def _help() -> str:
     lines = ["usage: gpulockd [--debug] COMMAND …", "", "Gives each GPU to one program at a time, in a fair order.", ""]
-    lines += [f"  {name:<10}{does}" for name, does in COMMANDS.items()]
+    lines += [f"  {name:<16}{does}" for name, does in COMMANDS.items()]
     return "\n".join([*lines, "", "'gpulockd COMMAND --help' says more about one."])

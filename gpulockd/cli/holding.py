@@ -16,6 +16,7 @@ from gpulockd.client import wishes
 from gpulockd.client.finding import find_store
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.session import Session
+from gpulockd.client.standing import Standing
 from gpulockd.client.table import Ask, Entry
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
@@ -44,6 +45,7 @@ class Holding:
         self.keeper = Keeper(self.session)
         self.entry = self._entry_of(grant, wish)
         self.session.table.add(self.entry)
+        self.standing = Standing(self.session, self.entry)
 
     def _entry_of(self, grant: Grant, wish: Wish) -> Entry:
         wants = wishes.wants_of(None, wish.gpu_count, wish.gpus, wish.memory, None)
@@ -60,6 +62,7 @@ class Holding:
         entry.granted_at = grant.asked_at
         if grant.is_member:
             entry.state = "member"
+            entry.of = wish.inside[0] if wish.inside else ""
         return entry
 
     def open(self) -> None:
@@ -88,6 +91,7 @@ class Holding:
         lock_timeout_s = wishes.gpu_lock_block(session.defaults).lock_timeout
         self.entry.ask.lock_timeout_ms = round(lock_timeout_s * 1000)
         self.keeper.start()
+        self.standing.start()
         # A lease that was revoked while nobody kept the session is learnt at the first keepalive: now.
         self.keeper.wake()
 
@@ -98,6 +102,7 @@ class Holding:
         """
         session = self.session
         self.entry.state = "ending"
+        self.standing.leave()
         if self.keeper.started:
             session.is_open = False  # its goodbye is said here, with the lease's end in front
             self.keeper.stop()

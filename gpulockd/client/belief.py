@@ -35,6 +35,7 @@ class BeliefWatch:
         held = [entry for entry in self._session.table.held() if entry.loop is self._loop]
         if held and boottime_s() > self._session.believed_until():
             for entry in held:
-                entry.lose("cut off from Redis: no answer in time")
-        elif held:
+                if not entry.vouched:
+                    entry.lose("cut off from Redis: no answer in time")
+        if any(not entry.lost.is_set() for entry in held):
             self.begin()

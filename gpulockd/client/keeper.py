@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 
 from gpulockd.client.session import Session
+from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
@@ -97,12 +98,16 @@ class Keeper:
 
     def _believes_nothing(self) -> bool:
         """Whether something is held that no answer proves any more: this process was stopped until now."""
-        return bool(self.session.table.held()) and boottime_s() > self.session.believed_until()
+        return boottime_s() > self.session.believed_until() and bool(self._unvouched())
+
+    def _unvouched(self) -> list[Entry]:
+        """What is held by Redis' word alone: no guard stands for it."""
+        return [entry for entry in self.session.table.held() if not entry.vouched]
 
     def _doubt(self, why: str) -> float:
         """No answer came: give up belief when it is over. Returns how long to wait before the next try (in seconds)."""
         remaining_s = self.session.believed_until() - boottime_s()
-        held = self.session.table.held()
+        held = self._unvouched() if remaining_s <= 0 else self.session.table.held()
         if held and remaining_s <= 0:
             log.error("gpulockd: %d lease(s) lost, no answer from Redis: %s", len(held), why)
             for entry in held:

@@ -12,7 +12,10 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from gpulockd.client.admitting import GuardLink
 from gpulockd.client.belief import BeliefWatch
+from gpulockd.client.doorbell import Begun, ConfirmAnswer, Doorbell, confirm_call
+from gpulockd.client.guarded import Admits
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
@@ -36,7 +39,8 @@ STALE_S = 0.1
 class Line:
     """The connections of one session in one event loop, opened at first use and closed with the loop."""
 
-    def __init__(self, session: Session, keeper: Keeper) -> None:
+    def __init__(self, session: Session, keeper: Keeper, guard: Admits | None = None) -> None:
+        """:param guard: who lets in what begins here, where it is not the guard's socket"""
         self.session = session
         self.keeper = keeper
         self.loop = asyncio.get_running_loop()
@@ -47,7 +51,10 @@ class Line:
         self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.Task[None] | None = None
+        self.doorbell = Doorbell(session, self.loop, self.store)
         self.belief = BeliefWatch(session, self.loop)
+        self.guard = self.doorbell.guard = guard or GuardLink(session)
+        session.on_guarded.append(self._look_at_guard)
 
     def __repr__(self) -> str:
         return f"<Line {self.session.keys.pool} {'listening' if self.listening else 'polling'}>"
@@ -85,20 +92,17 @@ class Line:
             if session.opened(asked_at, answer, id):
                 if known_pool is False:
                     await self.store.enlist_pool(session.pool)
-                self._begin_keeping()
+                self.keeper.start()
                 return
             if isinstance(answer, a.AskFleet):
                 known_pool = await self.store.knows_pool(session.pool)
         raise StoreUnavailable(f"the session in pool {session.pool} ended as often as it was opened")
 
-    def _begin_keeping(self) -> None:
-        self.keeper.start()
-
-    async def ask(self, call: Call[T]) -> tuple[T, float]:
+    async def ask(self, call: Call[T], begun: Begun | None = None) -> tuple[T, float]:
         """Send a script of this session. Returns its answer and when it was asked (seconds on CLOCK_BOOTTIME)."""
-        asked_at = boottime_s()
+        asked_at = begun.asked_at if begun is not None else boottime_s()
         try:
-            answer = await self.store.ask(call)
+            answer = await self.store.ask(call, begun.reply if begun is not None else None)
         except StoreUnavailable:
             if boottime_s() - asked_at > STALE_S:
                 raise
@@ -119,6 +123,7 @@ class Line:
         Cancelling this leaves the end to a task of its own.
         """
         entry.state = "ending"
+        self.guard.leave(entry)
         try:
             await self._end_once(entry, reason)
         except GpuLockError as away:
@@ -131,6 +136,7 @@ class Line:
     def end_later(self, entry: Entry, reason: EndReason) -> asyncio.Task[None]:
         """End a ticket or lease from a task of its own, which no cancellation of the caller touches."""
         entry.state = "ending"
+        self.guard.leave(entry)
         return self.track(self._end_until_answered(entry, reason))
 
     async def _end_once(self, entry: Entry, reason: EndReason) -> None:
@@ -165,6 +171,7 @@ class Line:
             self.session.url, (channel,), deadline_s=self.session.times.rpc_deadline
         )
         self._subscribed_as = id
+        self.doorbell.heard_at = self.loop.time()
         self.listening = True
         if old is not None:
             await old.aclose()
@@ -178,7 +185,7 @@ class Line:
                     if not self.listening:
                         await self._subscribe()
                         log.info("gpulockd: notifications from Redis are back; polling ends")
-                        self._kick_all()
+                        self.doorbell.kick_all()
                     await self._hear()
                     pause_s = RETRY_S
                 except GpuLockError as broken:
@@ -187,71 +194,33 @@ class Line:
                             "gpulockd: notifications from Redis are lost, waiters poll until they are back: %s", broken
                         )
                     self.listening = False
-                    self._kick_all()
+                    self.doorbell.kick_all()
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, MOST_RETRY_S)
         finally:
             await self._close()
 
     async def _hear(self) -> None:
-        """Handle messages. Raises `StoreUnavailable` when the connection breaks, or no echo came for two keepalives."""
+        """Hear messages. Raises `StoreUnavailable` when the connection breaks, or no echo came for two keepalives."""
         while True:
             subscription = self._subscription
             assert subscription is not None
             silence_s = 2 * self.session.keepalive_s + self.session.times.rpc_deadline
             try:
-                async with asyncio.timeout(silence_s):
-                    message = await subscription.next()
+                async with asyncio.timeout_at(self.doorbell.heard_at + silence_s):
+                    await subscription.hear(self.doorbell.take)
             except StoreUnavailable:
                 if subscription is not self._subscription:
                     continue
                 raise
             except TimeoutError:
-                raise StoreUnavailable(f"no echo for {silence_s:g} s") from None
-            try:
-                self._take(message.decode())
-            except ValueError:
-                log.warning("gpulockd: somebody else wrote to the session's channel; passed over")
+                if self.loop.time() >= self.doorbell.heard_at + silence_s:
+                    raise StoreUnavailable(f"no echo for {silence_s:g} s") from None
 
-    def _take(self, message: str) -> None:
-        word, _, rest = message.partition(" ")
-        if word == "claim":
-            id, _, token = rest.partition(" ")
-            entry = self._mine(id)
-            if entry is not None:
-                entry.ring(int(token))
-        elif word == "lost":
-            id, _, reason = rest.partition(" ")
-            entry = self._mine(id)
-            if entry is not None:
-                entry.lose(reason)
-        elif word == "stop":
-            entry = self._mine(rest.partition(" ")[0])
-            if entry is not None:
-                entry.stopping.set()
-        elif word == "echo":
-            for part in rest.split(" ")[1:]:
-                if part:
-                    self._repair(*part.split(":"))
-
-    def _repair(self, id: str, token: str, state: str) -> None:
-        """An echo names a claim whose doorbell was lost, or a ticket that is away."""
-        entry = self._mine(id)
-        if entry is None or entry.state != "asking":
-            return
-        if state == "claim":
-            entry.ring(int(token))
-        elif state == "away":
-            entry.kick()
-
-    def _mine(self, id: str) -> Entry | None:
-        entry = self.session.table.get(id)
-        return entry if entry is not None and entry.loop is self.loop else None
-
-    def _kick_all(self) -> None:
-        for entry in self.session.table.all():
-            if entry.loop is self.loop and entry.state == "asking":
-                entry.kick()
+    async def confirm(self, entry: Entry, token: int) -> tuple[ConfirmAnswer, float]:
+        """Ask whether a claim stands, or hear what the doorbell has asked already. Returns as `ask`."""
+        begun = self.doorbell.begun(entry, token)
+        return await self.ask(confirm_call(self.session, entry, token), begun)
 
     # Tasks of the line's own, outside every scope of the caller.
 
@@ -284,6 +253,8 @@ class Line:
         self._subscribed_as = ""
         self._listener = None
         self.belief.end()
+        self.guard.close()
+        self.session.on_guarded.remove(self._look_at_guard)
         if self._subscription is not None:
             await self._subscription.aclose()
             self._subscription = None
@@ -292,7 +263,14 @@ class Line:
     def descriptors(self) -> list[int]:
         """The open sockets of this line, for a forked child to close."""
         listening = self._subscription.descriptors() if self._subscription is not None else []
-        return self.store.descriptors() + listening
+        return self.store.descriptors() + listening + self.guard.descriptors()
+
+    def _look_at_guard(self) -> None:
+        """The pool has got a guard: what is held here is told to it; from any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.guard.look)
+        except RuntimeError:  # the loop is closed
+            return
 
     def _any_entry(self) -> bool:
         return any(entry.loop is self.loop and entry.state != "held" for entry in self.session.table.all())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -58,6 +59,8 @@ class Session:
         self.ledger_ms: int | None = None
         self.defaults: dict[str, Any] = {}
         self.is_open = False
+        self.highest_token = 0
+        self.on_guarded: list[Callable[[], None]] = []
         self._asserted_epoch = ""
         self._believed_until = 0.0
         self._mutex = threading.Lock()
@@ -78,10 +81,19 @@ class Session:
         """An answer to a request sent at `asked_at` (seconds on CLOCK_BOOTTIME) has extended the session."""
         clock = answer.clock
         with self._mutex:
+            newly_guarded = clock.guarded and not self.guarded
             self.clock = clock
             self.ledger_ms = answer.now_ms
             until = asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
             self._believed_until = max(self._believed_until, until)
+        if newly_guarded:
+            for look in list(self.on_guarded):
+                look()
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the pool's guard stood at the last answer: who begins must be let in by it."""
+        return self.clock is not None and self.clock.guarded
 
     def believed_until(self) -> float:
         """The end of belief (seconds on CLOCK_BOOTTIME)."""
@@ -121,6 +133,7 @@ class Session:
             machine=machine(),
             known_pool=known_pool,
             brought=brought,
+            guard_gone_ms=round(self.times.guard_gone_after * 1000) if self.guarded else 0,
         )
 
     def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
@@ -152,8 +165,8 @@ class Session:
     def _take_times(self, published: Any) -> None:
         """The deadlines and the margin that the pool's daemon has published: belief is counted in its terms."""
         if isinstance(published, dict):
-            known = {name: published[name] for name in ("rpc_deadline", "margin") if name in published}
-            self.times = msgspec.structs.replace(self.times, **known)
+            names = ("rpc_deadline", "margin", "guard_gone_after")
+            self.times = msgspec.structs.replace(self.times, **{n: published[n] for n in names if n in published})
 
     def stands(self, entry: Entry) -> bool:
         """Whether `entry` may be entered now: not lost, of this incarnation, and believed."""

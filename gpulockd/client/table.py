@@ -10,12 +10,19 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from gpulockd.client.flags import Flag
 from gpulockd.clock import boottime_s
 from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, encode
 from gpulockd.model import Gpu, Job, Wants
+
+
+class Vouches(Protocol):
+    """The guard of this host, as an entry sees it."""
+
+    def vouches(self, entry: Entry) -> bool:
+        """Whether it has let this lease in and stands; from any thread."""
 
 
 class Ask:
@@ -32,6 +39,10 @@ class Ask:
         self.lock_timeout_ms = lock_timeout_ms
         self.inside = inside
 
+    def outside(self) -> Ask:
+        """The same for a place of its own, outside of any other lease."""
+        return Ask(self.wants, self.priority, self.job, self.lock_timeout_ms)
+
 
 class Entry:
     """One ticket of this process, later its lease. `signal` is the waiting loop's future, made before each request."""
@@ -41,10 +52,12 @@ class Entry:
         "claim",
         "gpus",
         "granted_at",
+        "guard",
         "id",
         "loop",
         "lost",
         "lost_reason",
+        "of",
         "on_lost",
         "session",
         "signal",
@@ -72,10 +85,17 @@ class Entry:
         self.lost = Flag()
         self.stopping = Flag()
         self.lost_reason = ""
+        self.of = ""
+        self.guard: Vouches | None = None
         self.on_lost: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.id[:8]} {self.state} token={self.token}>"
+
+    @property
+    def vouched(self) -> bool:
+        """Whether the guard of this host stands for this lease, so that Redis may be away for any time."""
+        return self.guard is not None and self.guard.vouches(self)
 
     def kick(self) -> None:
         """Wake the loop that waits for this ticket; call it in that loop."""
@@ -124,9 +144,11 @@ class Entry:
     def brought_lease(self) -> BroughtLease:
         """This lease as it is asserted again."""
         age_ms = round((boottime_s() - self.granted_at) * 1000)
-        stamp_ms = self.stamp_ms or 0
-        gpus = tuple(gpu.key for gpu in self.gpus)
-        return BroughtLease(stamp=stamp_ms, token=self.token, gpus=gpus, age_ms=age_ms, **self._words())
+        return self.assertion(self.token, tuple(gpu.key for gpu in self.gpus), age_ms)
+
+    def assertion(self, token: int, gpus: tuple[str, ...], age_ms: int = 0) -> BroughtLease:
+        """What the ledger must be told of this lease if it has lost it."""
+        return BroughtLease(stamp=self.stamp_ms or 0, token=token, gpus=gpus, age_ms=age_ms, **self._words())
 
     def _words(self) -> dict[str, Any]:
         return {

@@ -11,12 +11,12 @@ import random
 
 import msgspec
 
+from gpulockd.client.entering import Entering, NotAdmitted
 from gpulockd.client.line import Line
 from gpulockd.client.refusals import deadlock_text, impossible_text, timeout_error
 from gpulockd.client.table import Ask, Entry
 from gpulockd.errors import GpuLockError, GpuLockTimeout, ImpossibleRequest, StoreUnavailable, WouldDeadlock
 from gpulockd.ledger import answers as a
-from gpulockd.ledger import verbs
 
 log = logging.getLogger("gpulockd")
 
@@ -52,6 +52,7 @@ class Waiting:
         self._poll_s = patience.poll_interval_s
         self._retry_s = FIRST_RETRY_S
         self._said_frozen = False
+        self._entering = Entering(line)
         self.place: int | None = None
         self.queued: int | None = None
 
@@ -88,6 +89,8 @@ class Waiting:
             if self.entry.state != "ending":
                 self.line.end_later(self.entry, "abandoned")
             raise
+        finally:
+            self.line.doorbell.forget(self.entry)
 
     def let_go(self) -> None:
         """Forget the ticket or lease without ending it, whatever ends `hold`: its own process goes on with it."""
@@ -114,20 +117,44 @@ class Waiting:
         """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
         if not self.line.session.believes(asked_at):
             return await self._confirm(token)
+        if answer.clock.guarded:
+            if not await self._let_in(token, answer):
+                return False
+            if not self.line.session.believes(asked_at):
+                return await self._confirm(token)
         self.entry.hold(answer.token, answer.gpus, answer.waited_ms / 1000)
         return True
 
     async def _confirm(self, token: int) -> bool:
-        session = self.line.session
-        call = verbs.confirm(session.keys, session=self.entry.session, id=self.entry.id, token=token)
-        answer, asked_at = await self.line.ask(call)
+        answer, asked_at = await self.line.confirm(self.entry, token)
         if isinstance(answer, a.Granted):
             return await self._enter(token, answer, asked_at)
         if isinstance(answer, a.Frozen):
-            await self._sleep(min(answer.remaining_ms / 1000, session.keepalive_s))
+            await self._sleep(min(answer.remaining_ms / 1000, self.line.session.keepalive_s))
             return False
         if isinstance(answer, a.NoSession | a.Unopened | a.Gone):
             return await self._other(answer, asked_at)
+        return False
+
+    async def _let_in(self, token: int, answer: a.Granted | a.Joined) -> bool:
+        """Pass the guard of this host; False to look at the pool again."""
+        entry, line = self.entry, self.line
+        # Who does not want to wait for a gpu waits for the one before to leave it.
+        deadline = max(self._deadline, line.loop.time() + line.session.times.rpc_deadline)
+        gpus = tuple(gpu.key for gpu in answer.gpus)
+        try:
+            if await self._entering.let_in(entry, token, gpus, deadline):
+                return True
+        except NotAdmitted as refused:
+            log.warning("gpulockd: %s; asking again", refused.message)
+            await line.end(entry, "abandoned")
+            if entry.of:
+                self.ask = self.ask.outside()
+            self._begin_again()
+            return False
+        except TimeoutError:
+            raise await self._give_up() from None
+        entry.claim = token
         return False
 
     async def _other(self, answer: object, asked_at: float) -> bool:
@@ -141,7 +168,10 @@ class Waiting:
             return False
         if isinstance(answer, a.Joined):
             entry.hold(answer.token, answer.gpus, 0.0)
-            entry.state = "member"
+            entry.state, entry.of = "member", answer.lease
+            if answer.clock.guarded and not await self._let_in(answer.token, answer):
+                self.entry.state, self.entry.claim = "asking", None
+                return False
             if line.session.believes(asked_at):
                 return True
             entry.state = "asking"
@@ -170,11 +200,13 @@ class Waiting:
 
     def _begin_again(self) -> None:
         """Ask under a new id: the old one has ended with its session, or was too old."""
+        self.line.doorbell.forget(self.entry)
         self.line.session.table.remove(self.entry)
         self.entry = self._new_entry()
 
     async def _wait(self, answer: a.Waiting) -> bool:
         entry, line = self.entry, self.line
+        line.guard.look()
         self.place, self.queued = answer.place, answer.queued
         if entry.stamp_ms is None:
             entry.stamp_ms = answer.now_ms

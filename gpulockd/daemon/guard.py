@@ -1,93 +1,162 @@
-"""`guard.sock`: who the daemon is, one JSON line each way. Programs ask it which pool and which store are this host's.
+"""`guard.sock`: who the daemon is, and the door of the fence. One JSON object a line, each way.
 
-Its law: no peer can end it or make it grow: lines and connections are bounded, and a wrong line is answered.
+Its law: no peer can end it, slow it or make it grow: lines, connections and what waits to be read are bounded, and a
+wrong line is answered.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import anyio.abc
-import msgspec
-from anyio.streams.buffered import BufferedByteReceiveStream
+import structlog
 
-LONGEST_LINE = 64 * 1024
-MOST_CONNECTIONS = 1024
+from gpulockd.daemon.admission import LONGEST_LINE, Admit, Hello, Leave, Wrong, encode, read
+from gpulockd.daemon.guarding import Caller, Guard
+from gpulockd.hardware.processes.identity import HiddenProcess
+from gpulockd.hardware.processes.peer import InvisiblePeer, peer_of
+
+MOST_CONNECTIONS = 4096
+MOST_UNREAD = 1 << 20
+"""Bytes that a peer may leave unread before its connection is closed."""
+
 IDLE_S = 60.0
+"""How long a connection without a session may say nothing (in seconds)."""
+
+BACKLOG = 1024
 
 _OPEN_MODE, _GROUP_MODE = 0o666, 0o660
 
+_log = structlog.get_logger(__name__)
 
-Hello = Callable[[], Mapping[str, Any]]
+About = Callable[[], Mapping[str, Any]]
 
 
 async def run(
     path: str,
-    hello: Hello,
+    about: About,
+    guard: Guard,
     *,
     secret: bool,
+    listener: socket.socket | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until cancelled.
 
-    :param hello: what to say of the daemon: pool, store, guarded, version
+    :param about: what to say of the daemon: pool, store, guarded, version
     :param secret: the store's URL holds a password, so only the user and the group may ask
+    :param listener: the socket that the service manager has opened, instead of `path`
     """
-    listener = await anyio.create_unix_listener(path, mode=_GROUP_MODE if secret else _OPEN_MODE)
-    room = anyio.Semaphore(MOST_CONNECTIONS)
-
-    async def serve(stream: anyio.abc.SocketStream) -> None:
-        async with stream:
-            try:
-                room.acquire_nowait()
-            except anyio.WouldBlock:
-                return
-            try:
-                await _converse(stream, hello)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                return  # the peer has gone
-            finally:
-                room.release()
-
-    async with listener:
-        task_status.started()
-        await listener.serve(serve)
-
-
-async def _converse(stream: anyio.abc.SocketStream, hello: Hello) -> None:
-    lines = BufferedByteReceiveStream(stream)
-    while True:
-        with anyio.move_on_after(IDLE_S) as idle:
-            try:
-                line = await lines.receive_until(b"\n", LONGEST_LINE)
-            except anyio.DelimiterNotFound:
-                await _say(stream, _error(f"a line of more than {LONGEST_LINE} bytes", "send one JSON object a line"))
-                return
-            except (anyio.IncompleteRead, anyio.EndOfStream):
-                return
-        if idle.cancelled_caught:
-            return
-        await _say(stream, answer(line, hello))
-
-
-async def _say(stream: anyio.abc.SocketStream, words: Mapping[str, Any]) -> None:
-    with anyio.move_on_after(IDLE_S):
-        await stream.send(msgspec.json.encode(words) + b"\n")
-
-
-def answer(line: bytes, hello: Hello) -> Mapping[str, Any]:
-    """Return the answer to one line."""
+    loop = asyncio.get_running_loop()
+    open_ones: set[Conversation] = set()
+    bound = listener or _bound(path, _GROUP_MODE if secret else _OPEN_MODE)
+    server = await loop.create_unix_server(lambda: Conversation(about, guard, open_ones), sock=bound, backlog=BACKLOG)
     try:
-        said = msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as wrong:
-        return _error(f"not JSON: {wrong}", 'send one line such as {"verb": "hello"}')
-    verb = said.get("verb") if isinstance(said, dict) else None
-    if verb == "hello":
-        return hello()
-    return _error(f"unknown verb {verb!r}"[:200], 'this version knows {"verb": "hello"}')
+        task_status.started()
+        await anyio.sleep_forever()
+    finally:
+        server.close()
+        for conversation in list(open_ones):
+            conversation.close()
 
 
-def _error(what: str, hint: str) -> dict[str, str]:
-    return {"error": what, "hint": hint}
+def _bound(path: str, mode: int) -> socket.socket:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # the state folder's lock says that no other daemon listens here
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    listener.bind(path)
+    os.chmod(path, mode)
+    return listener
+
+
+class Conversation(asyncio.Protocol):
+    """One connection: whole lines in, answers out, in order."""
+
+    def __init__(self, about: About, guard: Guard, open_ones: set[Conversation]) -> None:
+        self._about = about
+        self._guard = guard
+        self._open_ones = open_ones
+        self._transport: asyncio.Transport | None = None
+        self._caller: Caller | None = None
+        self._unheard = b""
+        self._idle: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask the kernel who this is."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if len(self._open_ones) >= MOST_CONNECTIONS:
+            return transport.abort()
+        self._open_ones.add(self)
+        loop = asyncio.get_running_loop()
+        self._idle = loop.call_later(IDLE_S, self.close)
+        try:
+            peer = peer_of(transport.get_extra_info("socket"))
+        except (InvisiblePeer, HiddenProcess) as hidden:
+            self._caller = Caller(None, getattr(hidden, "uid", -1), self._say, hint=hidden.message)
+            return None
+        if peer is None:
+            return transport.abort()
+        peer.close()
+        self._caller = Caller(peer.process, peer.uid, self._say)
+        return None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        *lines, self._unheard = (self._unheard + data).split(b"\n")
+        for line in lines:
+            if self._transport is not None and not self._transport.is_closing():
+                self._hear(line)
+        if len(self._unheard) > LONGEST_LINE:
+            self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer has gone."""
+        self._open_ones.discard(self)
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._caller is not None:
+            self._guard.gone(self._caller)
+
+    def close(self) -> None:
+        """End it once what was said is read."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _hear(self, line: bytes) -> None:
+        assert self._caller is not None
+        try:
+            said = read(line)
+        except Wrong as wrong:
+            return self._say(wrong.answer)
+        if isinstance(said, Leave):
+            return self._guard.leave(self._caller, said)
+        answer: Mapping[str, Any] | None = None
+        if isinstance(said, Hello):
+            answer = {**self._about(), **self._guard.hello(self._caller, said)}
+            if self._caller.hint:
+                answer["hint"] = self._caller.hint
+        elif isinstance(said, Admit):
+            answer = self._guard.admit(self._caller, said)
+        if self._caller.sessions and self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if answer is not None:
+            self._say(answer)
+        return None
+
+    def _say(self, words: Mapping[str, Any]) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(encode(words) + b"\n")
+        if transport.get_write_buffer_size() > MOST_UNREAD:
+            _log.warning("guard.peer_reads_nothing", message=f"{self._caller} reads nothing; its connection is closed")
+            transport.abort()

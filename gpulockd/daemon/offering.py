@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -29,8 +29,8 @@ from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.verbs import Call, Terms
-from gpulockd.model import Gpu
+from gpulockd.ledger.verbs import Brought, BroughtLease, Call, Terms
+from gpulockd.model import Gpu, Process
 from gpulockd.settings import Settings
 
 RETRY_S = 0.2
@@ -72,17 +72,49 @@ class OfferingSession(Session):
         return super().opened(asked_at, answer, asked_id)
 
 
+class Guarding(Protocol):
+    """The guard, as the offer tells the ledger of it."""
+
+    def knows_all(self) -> bool:
+        """Whether nobody can be on a gpu here without its knowledge."""
+
+    @property
+    def highest_token(self) -> int:
+        """The highest token that it has let in."""
+
+    def assertions(self) -> list[tuple[str, Process, BroughtLease]]:
+        """The leases that are in, each with its session and process, as the ledger must be told of them."""
+
+
 class Offering:
     """This host's GPUs in its pool. `ready` says whether the offer stands, `trouble` why not."""
 
-    def __init__(self, session: OfferingSession, settings: Settings, cards: Cards) -> None:
+    def __init__(
+        self,
+        session: OfferingSession,
+        settings: Settings,
+        cards: Cards,
+        *,
+        guard: Guarding | None = None,
+        offerer: str = "",
+        folder: str = "",
+    ) -> None:
+        """:param guard: who lets in on this host, None: nobody does
+        :param offerer: who offers, the same over restarts of this daemon
+        :param folder: where the guard's socket lies
+        """
         self.session = session
+        self._guard = guard
+        self._offerer = offerer
         self.cards = cards
         self.keeper = Keeper(session)
         self.line = Line(session, self.keeper)
         self.trouble = "the GPUs are not offered yet"
         self.gpus: tuple[Gpu, ...] = ()
-        self._defaults = defaults_of(settings)
+        self._defaults = defaults_of(settings) | {
+            "guard": {"folder": folder} if guard is not None else {},
+            "require_guard": settings.gpus.require_guard,
+        }
         self._vouched_run_id: str | None = None
         self._fresh = False
         self._offered_as = ("", "")
@@ -163,7 +195,10 @@ class Offering:
             gpus = await self.cards.list()
             if self.cards.source == "nvml":
                 await neighbours.outwait(self.store, self.session.pool, self.session.process.boot_id, self._waits)
-            answer = await self._offered([_with_memory(gpu) for gpu in gpus])
+            answer = await self._offered([_with_memory(gpu) for gpu in gpus], knows_all=False)
+            if answer.frozen_ms > 0 and self._guard is not None and self._guard.knows_all():
+                await self._assert_all(self._guard)
+                answer = await self._offered([_with_memory(gpu) for gpu in gpus], knows_all=True)
         except GpuLockError as trouble:
             self.trouble = trouble.message
             raise
@@ -180,7 +215,21 @@ class Offering:
         self.trouble = why
         _log.warning("offer.waits_for_pool", message=why)
 
-    async def _offered(self, gpus: list[Gpu]) -> a.Offered:
+    async def _assert_all(self, guard: Guarding) -> None:
+        """Tell the ledger, which has lost them, of the leases that are in; their processes may be stopped."""
+        for session, process, lease in guard.assertions():
+            call = verbs.open(
+                self.session.keys,
+                session=session,
+                process=process,
+                terms=self.session.terms,
+                machine=machine(),
+                known_pool=True,
+                brought=Brought(leases=[lease]),
+            )
+            await self.store.ask(call)
+
+    async def _offered(self, gpus: list[Gpu], *, knows_all: bool) -> a.Offered:
         session, known_pool = self.session, None
         await self.line.ready()
         for _ in range(4):
@@ -195,6 +244,10 @@ class Offering:
                 complete_run_id=self._vouched_run_id,
                 known_pool=known_pool,
                 fresh=self._fresh,
+                guarded=self._guard is not None,
+                knows_all=knows_all,
+                highest_token=self._guard.highest_token if self._guard is not None else 0,
+                offerer=self._offerer,
             )
             answer = await self.store.ask(call)
             if isinstance(answer, a.Offered):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import resource
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
 import anyio.abc
 import structlog
 
-from gpulockd.daemon.notify import notify
+from gpulockd.daemon.notify import notify, reloading
+from gpulockd.errors import GpuLockError
+
+Reload = Callable[[], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 
@@ -20,19 +24,41 @@ async def take_signals(
     starting: anyio.CancelScope,
     everything: anyio.CancelScope,
     *,
+    reload: Reload | None = None,
+    ready: anyio.Event | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """SIGTERM and SIGINT end the daemon cleanly, also while it starts; the second one at once; SIGHUP is heard."""
+    """SIGTERM and SIGINT end the daemon cleanly, also while it starts; the second one at once; SIGHUP reloads.
+
+    :param reload: reads the configuration again; what it refuses with a GpuLockError leaves everything as it was
+    :param ready: set once READY has been said; a SIGHUP before that is answered by the start itself
+    """
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
-                _log.warning("config.reload_not_yet", message="this version reads its configuration at its start only")
+                if ready is None or ready.is_set():
+                    await reloaded(reload)
             elif stopping.is_set():
                 everything.cancel()
             else:
                 stopping.set()
                 starting.cancel()
+
+
+async def reloaded(reload: Reload | None) -> None:
+    """Read the configuration again between RELOADING and READY; the service manager waits for the second."""
+    if reload is None:
+        _log.warning("config.reload_not_yet", message="this version reads its configuration at its start only")
+        return
+    reloading()
+    try:
+        await reload()
+        _log.info("config.reloaded", message="the configuration was read again")
+    except GpuLockError as wrong:
+        _log.error("config.reload_refused", message=f"the old configuration stays: {wrong.message}")
+    finally:
+        notify("READY=1")
 
 
 async def feed_watchdog(interval_s: float) -> None:

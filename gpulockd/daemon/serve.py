@@ -6,6 +6,7 @@ the promise: a program that sees the sockets can already be served, and READY is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -18,13 +19,19 @@ import msgspec
 import structlog
 
 from gpulockd import __version__
+from gpulockd.client.whoami import boot_id
 from gpulockd.daemon import configuration, folders, guard, logs, notify, offering, process, timer
 from gpulockd.daemon.embedded import EmbeddedStore
 from gpulockd.daemon.folders import Folders
+from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.localguard import LocalGuard
 from gpulockd.daemon.offering import Offering
+from gpulockd.daemon.opening import open_guard
+from gpulockd.daemon.settling import Settling
 from gpulockd.errors import ConfigError, GpuLockError
 from gpulockd.hardware.cards import Cards, open_cards
 from gpulockd.hardware.nvml import NvmlUnavailable
+from gpulockd.hardware.processes.identity import Process
 from gpulockd.ledger.address import check_url, without_secret
 from gpulockd.settings import Settings
 from gpulockd.web import listening, routes
@@ -129,10 +136,11 @@ async def _run(plan: Plan) -> None:
         async with _store(plan) as store:
             offered: Offering | None = None
             try:
-                with starting:
-                    offered = await _offered(plan, store)
-                if offered is not None:
-                    await _serve_pool(plan, store, offered, token, tcp, stopping)
+                with open_guard(plan.folders.state, plan.pool, boot_id()) as guarding:
+                    with starting:
+                        offered = await _offered(plan, store, guarding if plan.settings.gpus.guard else None, token)
+                    if offered is not None:
+                        await _serve_pool(plan, store, offered, guarding, token, tcp, stopping)
             finally:
                 if offered is not None:
                     with anyio.move_on_after(GOODBYE_S, shield=True):
@@ -158,7 +166,7 @@ async def _store(plan: Plan) -> AsyncIterator[EmbeddedStore | None]:
             store.close()
 
 
-async def _offered(plan: Plan, store: EmbeddedStore | None) -> Offering:
+async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | None, token: str) -> Offering:
     """Open the daemon's session and offer the cards.
 
     :raises StoreUnavailable: if the store does not answer
@@ -168,7 +176,9 @@ async def _offered(plan: Plan, store: EmbeddedStore | None) -> Offering:
     url = plan.url or f"unix://{plan.folders.store_socket}"
     session = offering.open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
     cards = await open_cards(plan.settings.gpus.simulate, plan.pool)
-    offered = Offering(session, plan.settings, cards)
+    offerer = hashlib.sha256(token.encode()).hexdigest()[:16]
+    folder = plan.folders.runtime
+    offered = Offering(session, plan.settings, cards, guard=guarding, offerer=offerer, folder=folder)
     try:
         if store is not None:
             offered.vouch(store.run_id if complete else None, fresh=store.fresh)
@@ -193,15 +203,24 @@ async def _serve_pool(
     plan: Plan,
     store: EmbeddedStore | None,
     offered: Offering,
+    guarding: Guard,
     token: str,
     tcp: list[socket.socket],
     stopping: anyio.Event,
 ) -> None:
     """Run all services until `stopping` is set and the web has ended."""
     url, keys = offered.session.url, offered.session.keys
-    hello = {"pool": plan.pool, "store": url, "guarded": False, "version": __version__}
+    hello = {
+        "pool": plan.pool,
+        "store": url,
+        "guarded": plan.settings.gpus.guard,
+        "version": __version__,
+        "boot_id": boot_id(),
+    }
     deadline_s = plan.settings.session.rpc_deadline
     feed = Feed(offered.store, keys)
+    settling = Settling(guarding, offered.ask, keys, plan.settings)
+    guarding.on_change = settling.wake
     async with anyio.create_task_group() as services:
         if store is not None:
             await services.start(store.run, partial(_vouch_again, offered, store))
@@ -209,8 +228,9 @@ async def _serve_pool(
         await services.start(partial(timer.run, url, keys, offered.ask, deadline_s=deadline_s))
         await services.start(feed.run)
         secret = without_secret(url) != url
-        await services.start(partial(guard.run, plan.folders.guard_socket, lambda: hello, secret=secret))
-        backend = _backend(plan, offered, feed, token, stopping, services)
+        await services.start(partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, secret=secret))
+        await services.start(settling.run)
+        backend = _backend(plan, offered, guarding, feed, token, stopping, services)
         host, port = listening.split_listen(plan.listen)[0], tcp[0].getsockname()[1]
         app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
         try:
@@ -231,7 +251,13 @@ async def _serve_pool(
 
 
 def _backend(
-    plan: Plan, offered: Offering, feed: Feed, token: str, stopping: anyio.Event, tasks: anyio.abc.TaskGroup
+    plan: Plan,
+    offered: Offering,
+    guarding: Guard,
+    feed: Feed,
+    token: str,
+    stopping: anyio.Event,
+    tasks: anyio.abc.TaskGroup,
 ) -> Backend:
     return Backend(
         pool=plan.pool,
@@ -243,6 +269,7 @@ def _backend(
         uid=os.getuid(),
         ask=offered.ask,
         feed=feed,
+        guard_for=lambda pid, started, uid: LocalGuard(guarding, Process(pid, started) if pid else None, uid),
         reasons=lambda: (offered.trouble,) if offered.trouble else (),
         tasks=tasks,
         stopping=stopping,

@@ -63,6 +63,11 @@ def is_cluster(url: str) -> bool:
     return url.startswith("redis+cluster://")
 
 
+def is_one_server(url: str) -> bool:
+    """Whether the URL names one server, not those of a Sentinel or Cluster."""
+    return not url.startswith(("redis+sentinel://", "redis+cluster://"))
+
+
 def async_client(url: str, *, deadline_s: float, name: str) -> AsyncClient:
     """A client of one event loop. Commands carry no deadline of their own: `Store.ask` sets one."""
     common: dict[str, Any] = {

@@ -30,7 +30,20 @@ CHUNKS = (
 """What the verbs share. The rooms know each other, so all are declared before the first is filled."""
 
 ROOMS = ("epochs", "gpus", "queue", "holding_back", "placing", "tickets", "members", "ends", "due", "limits", "brought")
-VERBS = ("open", "keepalive", "request", "confirm", "end", "progress", "offer", "report", "snapshot")
+VERBS = (
+    "open",
+    "keepalive",
+    "request",
+    "confirm",
+    "end",
+    "progress",
+    "offer",
+    "report",
+    "reach",
+    "snapshot",
+    "record",
+    "recorded",
+)
 
 # Locks must end while memory is short, so no verb is refused for it.
 _REGISTER = """

@@ -20,21 +20,46 @@ def _keys(joined: str | None) -> tuple[str, ...]:
     return tuple(joined.split(",")) if joined else ()
 
 
-def _gpu_record(fields: Flat, key: str) -> GpuRecord:
-    index, memory_mib = fields.get("index"), fields.get("memory_mib")
+CORE = (
+    "state",
+    "session",
+    "wants",
+    "stamp",
+    "score",
+    "priority",
+    "lock_timeout_ms",
+    "token",
+    "granted_ms",
+    "gpus",
+    "of",
+)
+"""The words that `_tickets.lua` packs into a ticket's `core`; task and task id follow, a line each, as JSON texts."""
+
+
+def core_of(packed: str) -> Flat:
+    """The fields of a ticket's `core`; what it has not is not there."""
+    words, task, task_id = packed.split("\n")
+    fields = dict(zip(CORE, words.split(" "), strict=True))
+    absent = {"granted_ms": "0", "gpus": "-", "of": "-"}
+    fields = {name: word for name, word in fields.items() if absent.get(name) != word}
+    return fields | {"task": msgspec.json.decode(task, type=str), "task_id": task_id and msgspec.json.decode(task_id)}
+
+
+def _gpu_record(row: list[bytes]) -> GpuRecord:
+    key, index, uuid, name, memory_mib, state, exclusive, shared, used_mib, offered = (part.decode() for part in row)
     return GpuRecord(
         gpu=Gpu(
             key=key,
             index=int(index) if index else None,
-            uuid=fields.get("uuid") or None,
-            name=fields.get("name") or None,
+            uuid=uuid or None,
+            name=name or None,
             memory_mib=int(memory_mib) if memory_mib else None,
         ),
-        state=fields.get("state", "ready"),  # type: ignore[arg-type] # Lua writes only these words
-        offered=fields.get("offered") == "1",
-        exclusive=fields.get("exclusive") or None,
-        shared=int(fields.get("shared", 0)),
-        used_mib=int(fields.get("used_mib", 0)),
+        state=state,  # type: ignore[arg-type] # Lua writes only these words
+        offered=offered == "1",
+        exclusive=exclusive or None,
+        shared=int(shared),
+        used_mib=int(used_mib),
     )
 
 
@@ -42,8 +67,16 @@ def _age(now_ms: int, fields: Flat, name: str) -> int | None:
     return max(0, now_ms - int(float(fields[name]))) if fields.get(name) else None
 
 
+def _seen_age(now_ms: int, fields: Flat) -> int | None:
+    """Whatever renews a lease puts its own end at one lock timeout from then."""
+    if fields.get("state") != "held" or not fields.get("due_ms") or not fields.get("lock_timeout_ms"):
+        return None
+    return max(0, now_ms - int(float(fields["due_ms"])) + int(float(fields["lock_timeout_ms"])))
+
+
 def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketRecord:
     fields, id, process = _flat(row[0]), row[1].decode(), row[2]
+    fields |= core_of(fields["core"]) if "core" in fields else {}
     waited_until = int(float(fields["granted_ms"])) if fields.get("granted_ms") else now_ms
     percent = fields.get("percent")
     return TicketRecord(
@@ -61,6 +94,9 @@ def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketReco
         percent=float(percent) if percent else None,
         note=fields.get("note") or None,
         heartbeat_age_ms=_age(now_ms, fields, "beat_ms"),
+        level=fields.get("level", ""),  # type: ignore[arg-type] # Lua writes only these words
+        seen_age_ms=_seen_age(now_ms, fields),
+        missed_age_ms=_age(now_ms, fields, "missed_ms"),
         of=fields.get("of"),
         place=place,
         chosen=_keys(fields.get("chosen")),
@@ -82,7 +118,7 @@ def snapshot_of(pool: str, now_ms: int, parts: list[Any], first: int) -> Snapsho
         host=parts[8].decode(),
         frozen_ms=max(0, int(frozen_until) - now_ms) if frozen_until else 0,
         frozen_why=meta.get("frozen_why", ""),
-        gpus=tuple(_gpu_record(_flat(row[0]), row[1].decode()) for row in parts[1]),
+        gpus=tuple(_gpu_record(row) for row in parts[1]),
         leases=tuple(_ticket_record(row, now_ms, None) for row in parts[2]),
         queue=tuple(_ticket_record(row, now_ms, place) for place, row in enumerate(parts[3], first + 1)),
         queued=int(parts[4]),

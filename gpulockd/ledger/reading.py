@@ -55,7 +55,14 @@ def _terms(reply: Reply) -> tuple[PoolClock, int]:
     if clock is None:
         if len(_clock_cache) > 256:
             _clock_cache.clear()
-        clock = PoolClock(epoch=text(reply[1]), ttl_ms=int(reply[2]), step_ms=int(reply[3]), keepalive_ms=int(reply[4]))
+        epoch, _, guarded = text(reply[1]).partition(" ")
+        clock = PoolClock(
+            epoch=epoch,
+            ttl_ms=int(reply[2]),
+            step_ms=int(reply[3]),
+            keepalive_ms=int(reply[4]),
+            guarded=guarded == "guarded",
+        )
         _clock_cache[words] = clock
     return clock, int(reply[5])
 

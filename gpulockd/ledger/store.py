@@ -1,7 +1,7 @@
 """The connections to Redis or Valkey, behind two verbs: ask a script, and hear the next message.
 
-The only place where redis-py's exceptions become ours. Every command has its own deadline and is sent once; whoever
-asks again does so with the same ids.
+The only place where the transport's exceptions, redis-py's among them, become ours. Every command has its own deadline
+and is sent once; whoever asks again does so with the same ids.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.ledger import address
 from gpulockd.ledger.keys import FLEET_HOSTS, FLEET_POOLS
 from gpulockd.ledger.verbs import Call
+from gpulockd.ledger.wire.by_redis_py import RedisPyCommands
+from gpulockd.ledger.wire.commands import Commands, WireCommands
+from gpulockd.ledger.wire.trouble import Broken, Late, Refused, Unwelcome
 
 T = TypeVar("T")
 
@@ -25,7 +28,7 @@ LOADED_BY_ANOTHER = "already exists"
 
 
 class mapped:
-    """Turn what redis-py raises inside the block into our errors.
+    """Turn what the transport raises inside the block into our errors.
 
     :raises StoreUnavailable: if the server cannot be reached, loads, is read-only or full
     :raises ConfigError: if it refuses our credentials
@@ -50,13 +53,30 @@ class mapped:
 
 _AWAY = (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError)
 _REFUSED = (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError)
-_NOT_NOW = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM")
+_NOT_NOW = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
+_NOT_YOU = ("NOAUTH", "NOPERM", "WRONGPASS")
 
 
 def _our_error(error: Exception, shown: str) -> GpuLockError | None:
+    if isinstance(error, Late):
+        return StoreUnavailable(f"Redis at {shown} {error}")
+    if isinstance(error, Refused):
+        return _refusal(error, shown)
+    return _error_of_redis_py(error, shown)
+
+
+def _refusal(refused: Refused, shown: str) -> GpuLockError:
+    if isinstance(refused, Unwelcome) or refused.code in _NOT_YOU:
+        return ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL")
+    if refused.code in _NOT_NOW:
+        return StoreUnavailable(f"Redis at {shown} cannot be used: {refused}")
+    return GpuLockError(f"Redis at {shown} answered: {refused}")
+
+
+def _error_of_redis_py(error: Exception, shown: str) -> GpuLockError | None:
     if isinstance(error, _REFUSED):
         return ConfigError(f"Redis at {shown} refused: {error}; check user, password and ACL")
-    if isinstance(error, _AWAY):
+    if isinstance(error, (*_AWAY, Broken)):
         return StoreUnavailable(
             f"Redis at {shown} cannot be used: {str(error) or type(error).__name__}; is it running?"
         )
@@ -70,7 +90,7 @@ def _our_error(error: Exception, shown: str) -> GpuLockError | None:
     if isinstance(error, broken.RedisError):
         return StoreUnavailable(f"Redis at {shown} answered what cannot be read: {error}")
     if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
-        return StoreUnavailable(f"Redis at {shown} cannot be reached: {error}")
+        return StoreUnavailable(f"Redis at {shown} cannot be reached: {error}; is it running?")
     return None
 
 
@@ -96,55 +116,60 @@ class Store:
         self.deadline_s = deadline_s
         self.name = name
         self.commands = 0
-        self._client = address.async_client(url, deadline_s=deadline_s, name=name)
+        self._commands = _commands(url, deadline_s, name)
 
     def __repr__(self) -> str:
         return f"<Store {address.without_secret(self.url)} {self.commands} commands>"
 
-    async def ask(self, call: Call[T]) -> T:
+    def begin(self, call: Call[Any]) -> asyncio.Future[Any] | None:
+        """Send a script now, before anything is awaited; `ask` takes what is returned. None: only `ask` can send it."""
+        begun = self._commands.begin((b"FCALL", call.script.function, *_script_args(call)))
+        if begun is not None:
+            self.commands += 1
+        return begun
+
+    async def ask(self, call: Call[T], begun: asyncio.Future[Any] | None = None) -> T:
         """Run a script and return its typed answer.
 
+        :param begun: what `begin` returned for this very call
         :raises StoreUnavailable: if no answer came within the deadline; the script may have run
         """
+        begun = begun or self.begin(call)
+        if begun is not None:
+            try:
+                return call.read(await begun)
+            except (Refused, Broken) as trouble:
+                if NOT_LOADED not in str(trouble):
+                    raise _our_error(trouble, address.without_secret(self.url)) or trouble from trouble
         reply = await self._command("FCALL", call.script.function, *_script_args(call), library=call.script.text)
         return call.read(reply)
 
     async def _command(self, *words: Any, library: str = "") -> Any:
         self.commands += 1
-        try:
-            with mapped(self.url):
-                async with asyncio.timeout(self.deadline_s):
-                    try:
-                        return await self._client.execute_command(*words)
-                    except broken.ResponseError as missing:
-                        if not library or NOT_LOADED not in str(missing):
-                            raise
-                        await self._load(library)
-                        return await self._client.execute_command(*words)
-        except TimeoutError as late:
-            if isinstance(late, StoreUnavailable):
-                raise
-            shown = address.without_secret(self.url)
-            raise StoreUnavailable(f"Redis at {shown} gave no answer within {self.deadline_s:g} s") from None
+        with mapped(self.url):
+            try:
+                return await self._commands.run(words)
+            except (Refused, broken.ResponseError) as missing:
+                if not library or NOT_LOADED not in str(missing):
+                    raise
+            await self._load(library)
+            return await self._commands.run(words)
 
     async def _load(self, library: str) -> None:
         try:
-            await self._client.execute_command("FUNCTION LOAD", library)
-        except broken.ResponseError as refused:
+            await self._commands.load(library)
+        except (Refused, broken.ResponseError) as refused:
             if LOADED_BY_ANOTHER not in str(refused):
                 raise
 
+    async def _info(self, section: str) -> dict[str, Any]:
+        self.commands += 1
+        with mapped(self.url):
+            return await self._commands.info(section)
+
     async def check(self) -> None:
         """:raises ConfigError: if the server is too old, or evicts keys"""
-        info: dict[str, Any] = {}
-        for section in ("server", "memory"):
-            words = ("INFO", section)
-            if address.is_cluster(self.url):
-                with mapped(self.url):
-                    reply = await self._client.info(section, target_nodes="random")
-                info |= reply
-            else:
-                info |= await self._command(*words)
+        info = await self._info("server") | await self._info("memory")
         _refuse_unfit(info, address.without_secret(self.url))
 
     async def knows_pool(self, pool: str) -> bool:
@@ -170,8 +195,7 @@ class Store:
 
     async def run_id(self) -> str:
         """The run id of the server that answers."""
-        info = await self._command("INFO", "server")
-        return str(info["run_id"])
+        return str((await self._info("server"))["run_id"])
 
     async def read_events(self, stream: str, after: str, count: int = 256) -> list[bytes]:
         """Events of a pool's stream after an id such as "17-1" or "0", oldest first, as JSON."""
@@ -185,14 +209,18 @@ class Store:
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""
-        return address.descriptors(self._client)
+        return self._commands.descriptors()
 
     async def aclose(self) -> None:
         """Close the connection; never raises for a server that is away."""
-        try:
-            await self._client.aclose()
-        except (broken.RedisError, OSError):
-            return
+        await self._commands.aclose()
+
+
+def _commands(url: str, deadline_s: float, name: str) -> Commands:
+    """Own connections to one server; many servers are redis-py's to know."""
+    if address.is_one_server(url):
+        return WireCommands(url, deadline_s=deadline_s, name=name)
+    return RedisPyCommands(url, deadline_s=deadline_s, name=name)
 
 
 def _pairs(fields: Any) -> list[tuple[bytes, bytes]]:

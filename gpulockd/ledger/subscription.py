@@ -1,32 +1,110 @@
 """A subscription to channels of one pool: one connection that only listens.
 
-It never reconnects by itself, because redis-py would do so in silence and lose what was said meanwhile. A broken
-subscription raises; its owner opens another and then asks for the state, for a message is only a hint.
+It never reconnects by itself, because then what was said meanwhile would be lost in silence. A broken subscription
+raises; its owner opens another and then asks for the state, for a message is only a hint.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, Protocol
 
-import redis.asyncio
-from redis import exceptions as broken
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
-from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger import address
 from gpulockd.ledger.store import mapped
+from gpulockd.ledger.wire import opening
+from gpulockd.ledger.wire.by_redis_py import RedisPyEar
+from gpulockd.ledger.wire.connection import Wire
+from gpulockd.ledger.wire.trouble import Broken, Late
+
+NAME = "gpulockd-subscription"
+
+
+class Ear(Protocol):
+    """What a subscription needs of a transport."""
+
+    async def subscribe(self, channels: tuple[str, ...], *, sharded: bool) -> None:
+        """Return once the server has confirmed every channel."""
+
+    async def next(self) -> bytes:
+        """The next message. Waits for ever; cancelling loses none."""
+
+    async def hear(self, take: Callable[[bytes], None]) -> NoReturn:
+        """Give every message to `take` until the connection breaks."""
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its open sockets."""
+
+    async def aclose(self) -> None:
+        """Close the connection; never raises for a server that is away."""
+
+
+class WireEar:
+    """A subscription over an own connection. What it hears before anybody listens is kept."""
+
+    def __init__(self, url: str, *, deadline_s: float, name: str) -> None:
+        self._place = opening.place_of(url)
+        self._name = name
+        self._wire = Wire(deadline_s, self._hear, self._news)
+        self._heard: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], None] | None = None
+
+    async def subscribe(self, channels: tuple[str, ...], *, sharded: bool) -> None:
+        """Return once the server has confirmed every channel. One server knows no shards."""
+        wire = self._wire
+        await opening.dial(wire, self._place, self._name)
+        await asyncio.gather(*(wire.send(("SUBSCRIBE", channel)) for channel in channels))
+
+    async def next(self) -> bytes:
+        """The next message. Waits for ever; cancelling loses none.
+
+        :raises Broken: if the connection broke
+        """
+        while not self._heard:
+            if self._wire.why is not None:
+                raise Broken(*self._wire.why.args)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._heard.popleft()
+
+    async def hear(self, take: Callable[[bytes], None]) -> NoReturn:
+        """Give every message to `take` in the moment in which it is read, also after a cancellation of this.
+
+        :raises Broken: when the connection breaks
+        """
+        while self._heard:
+            take(self._heard.popleft())
+        self._take = take
+        await self.next()
+        raise AssertionError("a message passed by who takes them")
+
+    def _hear(self, message: bytes) -> None:
+        if self._take is not None:
+            self._take(message)
+            return
+        self._heard.append(message)
+        self._news()
+
+    def _news(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def descriptors(self) -> list[int]:
+        """The descriptor of its socket."""
+        return self._wire.descriptors()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._wire.aclose()
 
 
 class Subscription:
-    """A listening connection. Open it with `open`, hear with `next`, end it with `aclose`."""
+    """A listening connection. Open it with `open`, hear with `next` or `hear`, end it with `aclose`."""
 
-    def __init__(self, client: Any, pubsub: Any, owner: Any, url: str) -> None:
-        self._client = client
-        self._pubsub = pubsub
-        self._owner = owner
+    def __init__(self, ear: Ear, url: str) -> None:
+        self._ear = ear
         self.url = url
 
     @classmethod
@@ -39,66 +117,45 @@ class Subscription:
         :param sharded: whether they are rung by SPUBLISH where the store is a cluster
         :raises StoreUnavailable: if that took longer than `deadline_s`
         """
-        owner = address.async_client(url, deadline_s=deadline_s, name="gpulockd-subscription")
-        client: Any = owner
-        self: Subscription | None = None
+        kind = WireEar if address.is_one_server(url) else RedisPyEar
+        ear: Ear = kind(url, deadline_s=deadline_s, name=NAME)
         try:
             with mapped(url):
-                async with asyncio.timeout(deadline_s):
-                    cluster = isinstance(owner, RedisCluster)
-                    if isinstance(owner, RedisCluster):
-                        await owner.initialize()
-                        node = owner.get_node_from_key(channels[0])
-                        assert node is not None
-                        client = redis.asyncio.Redis(
-                            host=str(node.host),
-                            port=int(node.port),
-                            retry=Retry(NoBackoff(), 0),
-                        )
-                    pubsub = client.pubsub()
-                    self = cls(client, pubsub, owner, url)
-                    if cluster and sharded:
-                        await pubsub.ssubscribe(*channels)
-                    else:
-                        await pubsub.subscribe(*channels)
-                    # Errors of this connection are ours to handle: redis-py must not reconnect by itself.
-                    pubsub.connection.retry.update_supported_errors(())
-                    pubsub.connection.retry._supported_errors = ()
-                    for _ in channels:
-                        await pubsub.parse_response(block=True)
-        except TimeoutError as late:
-            await (self.aclose() if self else owner.aclose())
-            if isinstance(late, StoreUnavailable):
-                raise
-            raise StoreUnavailable(f"Redis at {address.without_secret(url)} did not confirm a subscription") from None
+                await _in_time(ear.subscribe(channels, sharded=sharded), deadline_s)
         except BaseException:
-            await (self.aclose() if self else owner.aclose())
+            await ear.aclose()
             raise
-        return self
+        return cls(ear, url)
 
     async def next(self) -> bytes:
         """The next message. Waits for ever; cancelling loses none.
 
         :raises StoreUnavailable: if the connection broke
         """
-        while True:
-            with mapped(self.url):
-                reply = await self._pubsub.parse_response(block=True)
-            if reply and reply[0] in (b"message", b"smessage", "message", "smessage"):
-                message: bytes = reply[2]
-                return message
+        with mapped(self.url):
+            return await self._ear.next()
+
+    async def hear(self, take: Callable[[bytes], None]) -> NoReturn:
+        """Give every message to `take` as soon as it is read. Runs until the connection breaks; cancelling loses none.
+
+        :param take: must not raise
+        :raises StoreUnavailable: if the connection broke
+        """
+        with mapped(self.url):
+            await self._ear.hear(take)
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""
-        own = address.connection_descriptor(self._pubsub.connection)
-        return [*own, *address.descriptors(self._client), *address.descriptors(self._owner)]
+        return self._ear.descriptors()
 
     async def aclose(self) -> None:
         """Close the connection; never raises for a server that is away."""
-        try:
-            await self._pubsub.aclose()
-            await self._client.aclose()
-            if self._owner is not self._client:
-                await self._owner.aclose()
-        except (broken.RedisError, OSError):
-            return
+        await self._ear.aclose()
+
+
+async def _in_time(subscribing: Coroutine[Any, Any, None], deadline_s: float) -> None:
+    try:
+        async with asyncio.timeout(deadline_s):
+            await subscribing
+    except TimeoutError:
+        raise Late("did not confirm a subscription in time") from None

@@ -126,11 +126,13 @@ def open(
     machine: str = "",
     known_pool: bool | None = None,
     brought: Brought = NOTHING,
+    guard_gone_ms: int = 0,
 ) -> Call[a.Opened | a.Gone | a.Elsewhere | a.AskFleet]:
     """Begin to be alive in a pool.
 
     :param machine: what stays the same over reboots of this host
     :param known_pool: does the fleet's list name it; None = not looked yet
+    :param guard_gone_ms: how long to wait for a guard that this session knew before, 0 if it knew none
     """
     args = (
         session,
@@ -140,6 +142,7 @@ def open(
         _known(known_pool),
         encode(brought),
         machine,
+        str(guard_gone_ms),
     )
     return Call(script("open"), keys, args, reading.opened)
 
@@ -224,11 +227,19 @@ def offer(
     complete_run_id: str | None,
     fresh: bool = False,
     known_pool: bool | None = None,
+    guarded: bool = False,
+    knows_all: bool = False,
+    highest_token: int = 0,
+    offerer: str = "",
 ) -> Call[a.Offered | a.Elsewhere | a.NoSession | a.Unopened | a.AskFleet]:
     """Put gpus at the pool's disposal.
 
     :param complete_run_id: the run id under which the store surely lost nothing, None if it may have
     :param fresh: nobody can have used the store since this boot began, so books that are missing were never there
+    :param guarded: from now on the daemon's guard lets in who begins
+    :param knows_all: everybody whom it has let in has been asserted again, and nobody else can be in
+    :param highest_token: the highest token that it has let in
+    :param offerer: who offers, the same over restarts of this daemon: another one is refused while it lives
     """
     args = (
         session,
@@ -241,6 +252,10 @@ def offer(
         complete_run_id or "",
         _known(known_pool),
         "1" if fresh else "0",
+        "1" if guarded else "0",
+        "1" if knows_all else "0",
+        str(highest_token),
+        offerer,
     )
     return Call(script("offer"), keys, args, reading.offered)
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import anyio
 import anyio.abc
 
+from gpulockd.client.guarded import Admits
 from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
@@ -37,6 +38,7 @@ class Backend:
 
     :param url: the store's
     :param api_socket: path of the unix socket
+    :param guard_for: who lets in a lease on this host, for a process (pid, its start in kernel ticks, its user's uid)
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
     :param waiters: how many requests for a lease each user has open
@@ -52,6 +54,7 @@ class Backend:
     uid: int
     ask: Asks
     feed: Feed
+    guard_for: Callable[[int, int, int], Admits | None]
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup
     stopping: anyio.Event

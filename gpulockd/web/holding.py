@@ -82,7 +82,11 @@ class Holding:
             id=plan.session,
         )
         self.keeper = Keeper(self.session, gives_back=plan.session is None)
-        self.line = Line(self.session, self.keeper)
+        # The kernel's word for who will hold; a connection from afar stands for itself.
+        known = caller.peer is not None and plan.process.started_ticks > 0
+        pid, started = (plan.process.pid, plan.process.started_ticks) if known else (0, 0)
+        guard = backend.guard_for(pid, started, caller.peer.uid if caller.peer is not None else -1)
+        self.line = Line(self.session, self.keeper, guard)
         self.waiting: Waiting | None = None
         self._began_at = anyio.current_time()
         self._kept_by_another = False

@@ -328,7 +328,7 @@ def _nothing(expected: str) -> str:
 
 
 def _is_index(name: str) -> bool:
-    return name in ("sessions", "queue", "offered", "due", "held_back") or name.startswith(("queue:", "heads:"))
+    return name in ("sessions", "queue", "offered", "gpus", "due", "held_back") or name.startswith(("queue:", "heads:"))
 
 
 def expected_keys(pool: Pool) -> dict[str, Any]:
@@ -361,8 +361,8 @@ def expected_keys(pool: Pool) -> dict[str, Any]:
     for t in tickets:
         keys[f"ticket:{t.id}"] = _ticket_fields(t)
         keys[f"members:{t.id}"] = t.members
-    for key in {*pool.cards, *(key for t in tickets if t.state in HOLDS for key in t.gpus)}:
-        keys[f"gpu:{key}"] = _gpu_fields(pool, key)
+    taken = {*pool.cards, *(key for t in tickets if t.state in HOLDS for key in t.gpus)}
+    keys["gpus"] = {key: there for key in taken if (there := _on_gpu(pool, key)) != "ready - 0 0"}
     for id, reason in pool.tombs.items():
         keys[f"done:{id} (ttl)"] = reason
     return {name: value for name, value in keys.items() if value}
@@ -381,13 +381,8 @@ def _ticket_fields(t: Ticket) -> dict[str, str]:
     return fields
 
 
-def _gpu_fields(pool: Pool, key: str) -> dict[str, str]:
+def _on_gpu(pool: Pool, key: str) -> str:
     holders = pool.holders(key)
-    exclusive = [t.id for t in holders if t.wants.exclusive]
-    return {
-        "state": pool.card(key).state,
-        "exclusive": exclusive[0] if exclusive else "",
-        "shared": str(len(holders) - len(exclusive)),
-        "used_mib": str(pool.used_mib(key)),
-        "offered": "1" if key in pool.cards else "",
-    }
+    exclusive = [t.id for t in holders if t.wants.exclusive] or ["-"]
+    shared = [t for t in holders if not t.wants.exclusive]
+    return f"{pool.card(key).state} {exclusive[0]} {len(shared)} {pool.used_mib(key)}"

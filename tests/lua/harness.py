@@ -14,6 +14,7 @@ import redis
 from gpulockd.ledger import answers as a
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.lua_files import library, lua_text
+from gpulockd.ledger.picture import core_of
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Call
 from tests.lua.model import Said
@@ -170,8 +171,8 @@ class Ledger:
         """Say in the books that a guard stands before the gpus."""
         terms = self._client.hget(self.keys.base + "meta", "terms")
         assert isinstance(terms, bytes)
-        assert terms.endswith(b" 0")
-        self._client.hset(self.keys.base + "meta", "terms", terms[:-1] + b"1")
+        assert terms.count(b" 0 [") == 1
+        self._client.hset(self.keys.base + "meta", "terms", terms.replace(b" 0 [", b" 1 ["))
 
 
 def _value(kind: bytes, rows: Any) -> Value:
@@ -223,7 +224,7 @@ def _unordered(name: str, value: Any) -> Any:
     return frozenset(value) if name in ("has", "lost") else value
 
 
-STATE = ("last_ms", "clock_ms", "stamp", "seq")
+STATE = ("last_ms", "clock_ms", "stamp", "seq", "due_ms")
 TERMS = (
     "run_id",
     "epoch",
@@ -232,6 +233,9 @@ TERMS = (
     "keepalive_ms",
     "claim_window_ms",
     "priority_step_ms",
+    "hold_back_ms",
+    "settle_ms",
+    "settle_policy",
     "frozen_until",
     "cluster",
     "offered",
@@ -242,6 +246,7 @@ TERMS = (
 def _unpacked(fields: dict[str, str]) -> dict[str, str]:
     """The fields of a hash; those that the books pack into one are told apart."""
     for packed, names in (("state", STATE), ("terms", TERMS)):
-        if " " in fields.get(packed, ""):
-            fields |= zip(names, fields[packed].split(" "), strict=True)
-    return fields
+        if packed in fields:
+            words = fields[packed].partition(" [")[0]
+            fields |= zip(names, words.split(" "), strict=True)
+    return fields | core_of(fields["core"]) if "core" in fields else fields

@@ -277,7 +277,7 @@ class Pool:
     def _hand_off(self, t: Ticket, keys: tuple[str, ...]) -> None:
         self.token += 1
         t.chosen = ()
-        if not self._ring(t.session, f"claim {t.id} {self.token}"):
+        if not self._ring(t.session, f"claim {t.id} {self.token} {','.join(keys)}"):
             t.state = "away"
             return
         t.state, t.token, t.gpus, t.granted_ms = "claim", self.token, keys, self.now
@@ -362,6 +362,8 @@ class Pool:
                 self._end_ticket(t, reason)
         del self.sessions[id]
         self.tombs[id] = reason
+        if self.offer.get("session") == id:
+            self.guarded = False
 
     # The verbs
 
@@ -635,6 +637,10 @@ class Pool:
         same_machine = self.offer.get("machine") == machine
         if not same_machine and self._offered_by_another_boot(boot_id):
             return ("elsewhere", self.offer["boot_id"])
+        before_me = self.offer.get("session", session)
+        if before_me != session and before_me in self.sessions:
+            self.guarded = False
+            self._end_session(before_me, "died")
         if complete == self.run_id and self.frozen_until and (fresh or self.frozen_why == "store_changed"):
             self._unfreeze()
             self.how_opened = "nothing_lost"
@@ -646,7 +652,7 @@ class Pool:
             self.cards[gpu.key] = before.get(gpu.key, Card(gpu))
         for key in before.keys() - self.cards.keys():
             self._unchoose(key)
-        self.terms = terms
+        self.terms, self.guarded = terms, False
         self.offer = {"session": session, "boot_id": boot_id, "machine": machine}
         self.place()
         return ("offered", self.how_opened, max(0, self.frozen_until - self.now))

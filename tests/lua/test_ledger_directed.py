@@ -730,8 +730,8 @@ def test_every_verb_runs_on_a_cluster_and_rings_by_spublish(cluster_port: int, p
             store.ask(verbs.end(keys, session="a", id="held", token=held.token, reason="released"))
             rung = ears.parse_response(block=False, timeout=5)
             assert rung[0] == b"smessage"
-            word, id, token = rung[2].decode().split()
-            assert (word, id) == ("claim", "waits")
+            word, id, token, at = rung[2].decode().split()
+            assert (word, id, at) == ("claim", "waits", "gpu_lock:0")
             assert isinstance(store.ask(verbs.confirm(keys, session="b", id=id, token=int(token))), Granted)
             alive = store.ask(verbs.keepalive(keys, session="b", echo=1, leases=[(id, int(token))]))
             assert isinstance(alive, Alive)

@@ -185,11 +185,11 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     ),
     (
         "tokens begin anew after FLUSHALL", flushed,
-        "_epochs", "math.max(tonumber(meta.token), books.wall_ms)", "tonumber(meta.token)",
+        "_epochs", "books.raise_token(books.wall_ms)", "books.raise_token(meta.token)",
     ),
     (
         "an asserted token is not remembered", flushed_and_asserted,
-        "_brought", "    books.note('token', math.max(tonumber(meta.token), b.token))\n", "",
+        "_brought", "    books.raise_token(b.token)\n", "",
     ),
     (
         "anybody may release", strangers_release,
@@ -213,18 +213,16 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     (
         "the clock's last is kept as a maximum", backward_jump,
         "_books", "  books.wall_ms = wall_ms\n",
-        "  books.wall_ms = math.max(wall_ms, (string.match(packed[1] or '0', '%S+')))\n",
+        "  books.wall_ms = math.max(wall_ms, (string.match(state or '0', '%S+')))\n",
     ),
     (
         "an away ticket stays head", away_head,
-        "_queue", "    redis.call('HSET', names.base .. 'ticket:' .. id, 'state', 'away')\n",
-        "    redis.call('ZADD', names.base .. 'queue:' .. w.text, redis.call('ZSCORE', names.queue, id), id)\n"
-        "    refresh_head(w)\n"
-        "    redis.call('HSET', names.base .. 'ticket:' .. id, 'state', 'away')\n",
+        "_queue", "    t.state = 'away'\n",
+        "    redis.call('ZADD', names.base .. 'queue:' .. w.text, t.score, t.id)\n    t.state = 'away'\n",
     ),
     (
         "nobody is held back", wide_and_narrow,
-        "_holding_back", "return books.now - stamp >= tonumber(meta.hold_back_ms) and", "return false and",
+        "_holding_back", "books.now - t.stamp >= meta.hold_back_ms and", "false and",
     ),
     (
         "a new server freezes nothing", restarted,

@@ -68,6 +68,7 @@ class Started:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=_hear_all_signals,
             )
 
     @property

@@ -7,10 +7,7 @@ local function begin(session, terms, known_pool)
   local now = books.now
   if books.frozen() and now >= tonumber(meta.frozen_until) then epochs.thaw() end
   if not books.frozen() then
-    local silent = redis.call('ZRANGEBYSCORE', names.sessions, '-inf', now, 'LIMIT', 0, 32)
-    if silent[1] then due.end_sessions(silent) end
-    local entries = redis.call('ZRANGEBYSCORE', names.due, '-inf', now, 'LIMIT', 0, 32)
-    if entries[1] then due.settle_entries(entries) end
+    if now >= meta.due_ms then due.now() end
     if next(books.freed) then placing.place() end
   end
   if session == '' or redis.call('ZADD', names.sessions, 'XX', 'GT', 'CH', now + meta.ttl_ms, session) == 1 then return nil end

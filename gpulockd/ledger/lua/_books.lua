@@ -7,18 +7,9 @@
 -- step and never backwards; `last_ms` follows TIME in both directions. So neither a jump nor a stall of the server
 -- can end a session whose process keeps it alive.
 
--- The fields of the pool's meta hash. What every script needs stands in three of them, `token`, `state` and `terms`,
--- because reading two dozen would cost more than the rest of an uncontended request; the others are read when one of
--- them is asked for. Numbers are made where they are used.
+-- What the pool's meta hash says: `token`, `stamp`, `seq` and `due_ms` as this call has them, behind them the terms,
+-- which change seldom, and behind those the fields that are read from the hash only when one of them is asked for.
 local names, meta
-local cold = {__index = function(meta, wanted)
-  setmetatable(meta, nil)
-  local fields = redis.call('HGETALL', names.meta)
-  for i = 1, #fields, 2 do
-    if meta[fields[i]] == nil then meta[fields[i]] = fields[i + 1] end
-  end
-  return meta[wanted]
-end}
 
 local books = {
   changed = {},      -- plain fields to be written by `answer`
@@ -27,25 +18,40 @@ local books = {
   wall_ms = 0,       -- the server's TIME (ms), for printing
 }
 
-local named, names_known = {}, 0   -- first key of a pool -> all its names
+local named, names_known = {}, 0   -- meta key of a pool -> all its names
 
-local function names_of(keys)
-  local found = named[keys[1]]
+local function names_of(meta_key)
+  local found = named[meta_key]
   if found then return found end
   if names_known > 256 then named, names_known = {}, 0 end
-  local base = string.sub(keys[1], 1, -5)
-  found = {meta = keys[1], sessions = keys[2], queue = keys[3], offered = keys[4], due = keys[5], held_back = keys[6],
-    events = keys[7], counters = keys[8], offer = keys[9], base = base, pool = string.sub(base, 11, -3)}
-  named[keys[1]], names_known = found, names_known + 1
+  local base = string.sub(meta_key, 1, -5)
+  found = {base = base, pool = string.sub(base, 11, -3)}
+  for _, name in ipairs({'meta', 'sessions', 'queue', 'offered', 'gpus', 'due', 'held_back', 'events', 'counters', 'offer'}) do
+    found[name] = base .. name
+  end
+  named[meta_key], names_known = found, names_known + 1
   return found
+end
+
+local cold_fields   -- of the meta hash, read once a call
+
+local function cold(_, wanted)
+  if not cold_fields then
+    cold_fields = {}
+    local fields = redis.call('HGETALL', names.meta)
+    for i = 1, #fields, 2 do cold_fields[fields[i]] = fields[i + 1] end
+  end
+  return cold_fields[wanted]
 end
 
 -- Begins a call with nothing of the one before.
 function books.start(keys, args)
   KEYS, ARGV = keys, args
-  names = names_of(keys)
-  books.changed, books.freed, books.terms_changed = {}, {}, false
+  names = names_of(keys[1])
+  books.freed, books.terms_changed, cold_fields = {}, false, nil
+  if books.changed[1] then books.changed = {} end
   gpus.forget()
+  tickets.forget()
   holding_back.forget()
 end
 
@@ -72,64 +78,89 @@ function books.frozen_ms()
   return books.frozen() and math.max(0, meta.frozen_until - books.now) or 0
 end
 
+-- The terms are one text, words and then the offered gpus as JSON, parsed once for all calls that read the same.
+local TERMS = {'run_id', 'epoch', 'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms',
+  'hold_back_ms', 'settle_ms', 'settle_policy', 'frozen_until', 'cluster', 'offered', 'guarded'}
+local IN_MS = {ttl_ms = true, step_ms = true, keepalive_ms = true, claim_window_ms = true, priority_step_ms = true,
+  hold_back_ms = true, settle_ms = true}
+local NO_TERMS = {__index = cold}
+local terms_of, terms_known = {}, 0   -- text -> metatable of `meta`
+
+-- What every answer tells of the terms.
+local function told(terms)
+  local epoch = terms.guarded == '1' and terms.epoch .. ' guarded' or terms.epoch
+  return {epoch, text(terms.ttl_ms), text(terms.step_ms), text(terms.keepalive_ms)}
+end
+
+local function read_terms(packed)
+  local found, n = setmetatable({}, NO_TERMS), 0
+  local words, cards = string.match(packed, '^([^%[]+) (%[.*)$')
+  for word in string.gmatch(words, '%S+') do
+    n = n + 1
+    found[TERMS[n]] = IN_MS[TERMS[n]] and tonumber(word) or word
+  end
+  found.cards_json, found.told = cards, told(found)
+  found.cards, found.offered_keys = gpus.cards_of(cards)
+  if terms_known > 64 then terms_of, terms_known = {}, 0 end
+  terms_of[packed], terms_known = {__index = found}, terms_known + 1
+  return terms_of[packed]
+end
+
 -- Reads the books and moves the clock. `terms` (the pool's session times) are given by the verbs that may open a
 -- pool; for all others a pool without books is unopened. Returns false then.
 function books.open(terms, known_pool)
   local packed = redis.call('HMGET', names.meta, 'state', 'terms', 'token')
-  if not packed[1] and not terms then return false end
+  local state = packed[1]
+  if not state and not terms then return false end
   local wall_ms, run_id = server.time_ms(), server.run_id()
   books.wall_ms = wall_ms
-  if packed[1] then
-    local last_ms, clock_ms, stamp, seq = string.match(packed[1], '(%S+) (%S+) (%S+) (%S+)')
-    local t = books.terms_of(packed[2])
-    meta = setmetatable({token = packed[3], stamp = stamp, seq = seq, run_id = t[1], epoch = t[2], ttl_ms = t[3],
-      step_ms = t[4], keepalive_ms = t[5], claim_window_ms = t[6], priority_step_ms = t[7], frozen_until = t[8],
-      cluster = t[9], offered = t[10], guarded = t[11]}, cold)
+  if state then
+    local last_ms, clock_ms, stamp, seq, due_ms = string.match(state, '(%S+) (%S+) (%S+) (%S+) (%S+)')
+    meta = setmetatable({token = packed[3] + 0, stamp = stamp + 0, seq = seq + 0, due_ms = due_ms + 0},
+      terms_of[packed[2]] or read_terms(packed[2]))
     books.now = clock_ms + math.max(0, math.min(wall_ms - last_ms, meta.step_ms))
   else
-    meta = setmetatable({}, cold)
+    meta = setmetatable({token = 0, stamp = 0, seq = 0, due_ms = 0}, NO_TERMS)
     books.now = wall_ms
   end
-  if not packed[1] or run_id ~= meta.run_id then epochs.open(run_id, terms, known_pool) end
+  if not state or run_id ~= meta.run_id then epochs.open(run_id, terms, known_pool) end
   return true
 end
 
-local read_terms, terms_read = nil, nil   -- the last packed terms, and what they say
-
-function books.terms_of(packed)
-  if packed ~= read_terms then
-    read_terms = packed
-    terms_read = {string.match(packed, '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')}
-  end
-  return terms_read
-end
-
 function books.write()
-  local fields = books.changed
-  local n = #fields
-  fields[n + 1] = 'state'
-  fields[n + 2] = string.format('%d %d %d %d', books.wall_ms, books.now, meta.stamp, meta.seq)
+  local state = string.format('%d %d %d %d %d', books.wall_ms, books.now, meta.stamp, meta.seq, meta.due_ms)
   if books.terms_changed then
-    fields[n + 3] = 'terms'
-    fields[n + 4] = table.concat({meta.run_id, meta.epoch, text(meta.ttl_ms), text(meta.step_ms),
-      text(meta.keepalive_ms), text(meta.claim_window_ms), text(meta.priority_step_ms), meta.frozen_until, meta.cluster,
-      meta.offered, meta.guarded}, ' ')
+    local words = {}
+    for i, name in ipairs(TERMS) do words[i] = IN_MS[name] and text(meta[name]) or meta[name] end
+    words[#words + 1] = meta.cards_json
+    books.note('terms', table.concat(words, ' '))
+    meta.told, books.terms_changed = told(meta), false
   end
-  books.changed, books.terms_changed = {}, false
+  local fields = books.changed
+  if not fields[1] then return redis.call('HSET', names.meta, 'state', state) end
+  fields[#fields + 1] = 'state'
+  fields[#fields + 1] = state
+  books.changed = {}
   redis.call('HSET', names.meta, unpack(fields))
 end
 
--- The end of every verb: writes the books and returns {word, epoch, ttl, step, keepalive, now, ...}.
+-- The end of every verb: writes the books and returns {word, epoch, ttl, step, keepalive, now, ...}; the
+-- epoch of a guarded pool has the word `guarded` behind it.
 function books.answer(word, ...)
   books.write()
-  return {word, meta.epoch, meta.ttl_ms, meta.step_ms, meta.keepalive_ms, text(books.now), ...}
+  local terms = meta.told
+  return {word, terms[1], terms[2], terms[3], terms[4], text(books.now), ...}
+end
+
+-- No token up to this one is given again. It is written at once, before the lease that carries it.
+function books.raise_token(token)
+  meta.token = math.max(meta.token, token)
+  redis.call('HSET', names.meta, 'token', meta.token)
+  return meta.token
 end
 
 function books.next_token()
-  local token = meta.token + 1
-  meta.token = token
-  redis.call('HSET', names.meta, 'token', token)
-  return token
+  return books.raise_token(meta.token + 1)
 end
 
 -- Arrival stamps strictly increase, so that equal wants have one order.
@@ -155,10 +186,13 @@ end
 function books.emit(kind, facts)
   local seq = meta.seq + 1
   meta.seq = seq
-  local json = string.format('{"type":"%s","seq":%d,"at_ms":%d,"pool":"%s",%s}', kind, seq, books.wall_ms, names.pool, facts)
-  redis.call('XADD', names.events, 'MAXLEN', '~', 10000, text(seq) .. '-1', 'e', json)
+  local number = text(seq)
+  local json = '{"type":"' .. kind .. '","seq":' .. number .. ',"at_ms":' .. text(books.wall_ms) .. ',"pool":"' .. names.pool
+    .. '",' .. facts .. '}'
+  redis.call('XADD', names.events, number .. '-1', 'e', json)
+  if seq % 64 == 0 then redis.call('XTRIM', names.events, 'MAXLEN', '~', '10000') end
   redis.call('PUBLISH', names.events, json)
-  redis.call('HINCRBY', names.counters, kind, 1)
+  redis.call('HINCRBY', names.counters, kind, '1')
 end
 
 -- The fields of an event that happens seldom.

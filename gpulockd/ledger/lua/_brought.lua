@@ -7,9 +7,11 @@ brought = room(function(brought)
   end
 
   local function ticket_of(session, b, state)
-    meta.stamp = math.max(tonumber(meta.stamp), b.stamp)
-    b.session, b.state, b.score = session, state, b.stamp - b.priority * meta.priority_step_ms
-    return b
+    meta.stamp = math.max(meta.stamp, b.stamp)
+    local t = tickets.new(b.id, session, b.wants, b.job, b.task, b.task_id)
+    t.state, t.stamp, t.score = state, b.stamp, b.stamp - b.priority * meta.priority_step_ms
+    t.priority, t.lock_timeout_ms = b.priority, b.lock_timeout_ms
+    return t
   end
 
   -- May this lease have its gpus back? Whoever sits there with a lower token goes. `own`: gpus of its own old claim.
@@ -43,19 +45,18 @@ brought = room(function(brought)
     if redis.call('EXISTS', names.base .. 'done:' .. b.id) == 1 then return false end
     local old = tickets.get(b.id)
     if old and old.state == 'held' and old.session == session and old.token == b.token then return true end
-    if meta.opened == 'never_used' and not books.frozen() then epochs.freeze(tonumber(meta.ttl_ms), 'data_lost') end
+    if meta.opened == 'never_used' and not books.frozen() then epochs.freeze(meta.ttl_ms, 'data_lost') end
     if not books.frozen() or old and (old.state == 'held' or old.state == 'member' or old.token > b.token) then return false end
     local w, own = gpus.wants(b.wants), {}
     for _, key in ipairs(gpus.split(old and old.gpus)) do own[key] = true end
     if not overrule(b, w, own) then return false end
     if old then forget(old, w) end
-    books.note('token', math.max(tonumber(meta.token), b.token))
-    redis.call('HSET', names.meta, 'token', meta.token)
+    books.raise_token(b.token)
     gpus.occupy(w, b.gpus, b.id)
     local t = ticket_of(session, b, 'held')
-    t.gpus, t.granted_ms = table.concat(b.gpus, ','), books.now - b.age_ms
-    tickets.write(t)
-    redis.call('ZADD', names.due, books.now + b.lock_timeout_ms, 'lease:' .. b.id)
+    t.token, t.gpus, t.granted_ms = b.token, table.concat(b.gpus, ','), books.now - b.age_ms
+    tickets.enter(t)
+    due.at(books.now + b.lock_timeout_ms, 'lease:' .. b.id)
     return true
   end
 
@@ -67,9 +68,9 @@ brought = room(function(brought)
     end
     for _, b in ipairs(has.tickets) do
       if not known(b.id) then
-        b.token, b.gpus, b.wants = 0, '', limits.meant(b.wants)
+        b.wants = limits.meant(b.wants)
         local t = ticket_of(session, b, 'waiting')
-        tickets.write(t)
+        tickets.enter(t)
         queue.enter(t.id, gpus.wants(t.wants), t.score)
         for _, key in ipairs(gpus.candidates(gpus.wants(t.wants))) do books.freed[key] = true end
       end

@@ -5,10 +5,10 @@ ends = room(function(ends)
   local EVENTS = {released = 'lock_released', abandoned = 'wait_abandoned', timed_out = 'wait_timed_out',
     revoked = 'lock_revoked', expired = 'lock_expired', died = 'lock_expired', overruled = 'lock_revoked'}
 
-  ends.TOMBSTONE_MS = 600000
+  local TOMBSTONE_MS = '600000'
 
   function ends.bury(id, session, reason)
-    redis.call('SET', names.base .. 'done:' .. id, reason, 'PX', ends.TOMBSTONE_MS)
+    redis.call('SET', names.base .. 'done:' .. id, reason, 'PX', TOMBSTONE_MS)
     if session then redis.call('SREM', names.base .. 'session_tickets:' .. session, id) end
   end
 
@@ -20,7 +20,7 @@ ends = room(function(ends)
   function ends.lease(t, reason)
     local lost, keys = ends.lost_by(reason), gpus.split(t.gpus)
     redis.call('ZREM', names.due, 'lease:' .. t.id)
-    redis.call('DEL', names.base .. 'ticket:' .. t.id)
+    tickets.delete(t)
     ends.bury(t.id, t.session, reason)
     if t.members then members.end_all(t.id, reason) end
     if lost and reason ~= 'died' then books.ring(t.session, 'lost ' .. t.id .. ' ' .. reason) end
@@ -35,7 +35,7 @@ ends = room(function(ends)
       return ends.lease(t, reason)
     end
     queue.leave(t.id, gpus.wants(t.wants))
-    redis.call('DEL', names.base .. 'ticket:' .. t.id)
+    tickets.delete(t)
     ends.bury(t.id, t.session, reason)
     books.emit(reason == 'timed_out' and 'wait_timed_out' or 'wait_abandoned', tickets.told(t, reason))
   end

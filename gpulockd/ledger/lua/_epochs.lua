@@ -3,10 +3,10 @@
 
 epochs = room(function(epochs)
   function epochs.adopt(terms)
-    for _, name in ipairs({'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms'}) do
+    for _, name in ipairs({'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms', 'hold_back_ms',
+      'settle_ms', 'settle_policy'}) do
       books.note_term(name, terms[name])
     end
-    for _, name in ipairs({'hold_back_ms', 'settle_ms', 'settle_policy'}) do books.note(name, terms[name]) end
   end
 
   function epochs.freeze(length_ms, why)
@@ -39,18 +39,17 @@ epochs = room(function(epochs)
     local missing = not meta.run_id
     if missing then
       epochs.adopt(terms)
-      for _, name in ipairs({'token', 'seq', 'stamp'}) do meta[name] = 0 end
       for _, name in ipairs({'offered', 'guarded', 'frozen_until'}) do meta[name] = '0' end
+      gpus.offer('[]')
     end
-    meta.token = math.max(tonumber(meta.token), books.wall_ms)
-    meta.seq = math.max(tonumber(meta.seq), books.wall_ms)
-    books.note('token', meta.token)
+    books.raise_token(books.wall_ms)
+    meta.seq = math.max(meta.seq, books.wall_ms)
     books.note_term('run_id', run_id)
     books.note_term('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
     books.note_term('cluster', string.find(info, '_mode:cluster', 1, true) and '1' or '0')
     if not missing then
       -- A freeze that was not over when the server changed may have been for lost data: nobody can vouch for that.
-      return epochs.freeze(tonumber(meta.ttl_ms), books.frozen() and 'data_lost' or 'store_changed')
+      return epochs.freeze(meta.ttl_ms, books.frozen() and 'data_lost' or 'store_changed')
     end
     if not never_used(known_pool) then return epochs.freeze(meta.ttl_ms, 'data_lost') end
     local young_ms = meta.ttl_ms - 1000 * tonumber(string.match(info, 'uptime_in_seconds:(%d+)'))
@@ -66,11 +65,28 @@ epochs = room(function(epochs)
       local words = t and limits.meant(t.wants)
       if t and words ~= t.wants then
         queue.leave(id, gpus.wants(t.wants))
-        redis.call('HSET', names.base .. 'ticket:' .. id, 'wants', words)
+        t.wants = words
+        tickets.write(t)
         if t.state == 'waiting' then queue.enter(id, gpus.wants(words), t.score)
         else redis.call('ZADD', names.queue, t.score, id) end
       end
     end
+  end
+
+  -- Somebody knew a guard here before the data was lost: only its word, or a long silence, ends the freeze.
+  function epochs.wait_for_guard(length_ms)
+    if meta.frozen_why == 'guard_away' then return end
+    local until_ms = math.max(tonumber(meta.frozen_until), books.now + length_ms)
+    epochs.freeze(until_ms - books.now, 'guard_away')
+  end
+
+  -- The guard has said all leases that it has let in. At once where the books survived; else after a step, so that
+  -- those who wait are back with their stamps.
+  function epochs.known_by_guard()
+    if meta.frozen_why == 'store_changed' then return epochs.unfreeze('known_by_guard') end
+    local until_ms = math.min(tonumber(meta.frozen_until), books.now + meta.step_ms)
+    books.note_term('frozen_until', text(until_ms))
+    books.note('opened', 'known_by_guard')
   end
 
   function epochs.thaw()

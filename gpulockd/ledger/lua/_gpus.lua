@@ -1,35 +1,74 @@
--- The gpus of a pool and what sits on them. One hash a gpu, `gpu:<key>`; a key without hardware has one only
--- while it is held. "Any gpu" means offered gpus, in the order of their index.
+-- The gpus of a pool and what sits on them. What a gpu is stands in the terms, as it was offered; what sits on it is
+-- one field of the hash `gpus`, absent while the gpu is ready and empty. "Any gpu" means offered gpus, in the order of
+-- their index; a key without hardware is a gpu of which only the key is known.
 
 gpus = room(function(gpus)
   local known = {}            -- key -> record, read once a script
-  local offered_keys          -- keys in order of index, read once a script
   local parsed, wants_known = {}, 0   -- text -> wants, over many calls
 
+  -- The offered gpus as the terms have them: by key, and their keys in the order of their index.
+  function gpus.cards_of(json)
+    local cards, keys = {}, {}
+    for i, card in ipairs(cjson.decode(json)) do
+      card.offered = true
+      card.told = {card.key, text(card.index), card.uuid, card.name, text(card.memory_mib)}
+      cards[card.key], keys[i] = {__index = card}, card.key
+    end
+    table.sort(keys, function(a, b)
+      local one, other = cards[a].__index.index, cards[b].__index.index
+      return one < other or (one == other and a < b)
+    end)
+    return cards, keys
+  end
+
+  local function record(key, packed)
+    local g = {key = key, state = 'ready', exclusive = '', shared = 0, used_mib = 0}
+    if packed then
+      local state, exclusive, shared, used_mib = string.match(packed, '(%S+) (%S+) (%S+) (%S+)')
+      g.state, g.shared, g.used_mib = state, shared + 0, used_mib + 0
+      if exclusive ~= '-' then g.exclusive = exclusive end
+    end
+    known[key] = setmetatable(g, meta.cards[key])
+    return g
+  end
+
   function gpus.get(key)
-    local found = known[key]
-    if found then return found end
-    local fields, v = redis.call('HGETALL', names.base .. 'gpu:' .. key), {}
-    for i = 1, #fields, 2 do v[fields[i]] = fields[i + 1] end
-    found = {key = key, index = tonumber(v.index), memory_mib = tonumber(v.memory_mib), state = v.state or 'ready',
-      exclusive = v.exclusive or '', shared = tonumber(v.shared) or 0, used_mib = tonumber(v.used_mib) or 0,
-      uuid = v.uuid or '', name = v.name or '', offered = v.offered == '1'}
-    known[key] = found
-    return found
+    return known[key] or record(key, redis.call('HGET', names.gpus, key))
+  end
+
+  -- Reads many at once; `get` has them then.
+  local function read(keys)
+    if #keys == 1 then return gpus.get(keys[1]) end
+    local unknown = {}
+    for _, key in ipairs(keys) do
+      if not known[key] then unknown[#unknown + 1] = key end
+    end
+    if not unknown[1] then return end
+    local packed = redis.call('HMGET', names.gpus, unpack(unknown))
+    for i, key in ipairs(unknown) do record(key, packed[i]) end
   end
 
   function gpus.offered()
-    if not offered_keys then offered_keys = redis.call('ZRANGE', names.offered, 0, -1) end
-    return offered_keys
+    return meta.offered_keys
   end
 
   function gpus.forget()
-    known, offered_keys = {}, nil
+    if next(known) then known = {} end
+  end
+
+  -- From now on these gpus are offered and no others.
+  function gpus.offer(json)
+    local cards, keys = gpus.cards_of(json)
+    books.note_term('cards_json', json)
+    meta.cards, meta.offered_keys = cards, keys
+    gpus.forget()
   end
 
   function gpus.split(joined)
+    if not joined or joined == '' then return {} end
+    if not string.find(joined, ',', 1, true) then return {joined} end
     local list = {}
-    for key in string.gmatch(joined or '', '[^,]+') do list[#list + 1] = key end
+    for key in string.gmatch(joined, '[^,]+') do list[#list + 1] = key end
     return list
   end
 
@@ -45,8 +84,11 @@ gpus = room(function(gpus)
     return w
   end
 
+  -- The keys of the gpus that `w` could use, all of them read.
   function gpus.candidates(w)
-    return w.keys or gpus.offered()
+    local keys = w.keys or gpus.offered()
+    read(keys)
+    return keys
   end
 
   -- Could `w` ever be on this gpu?
@@ -70,7 +112,7 @@ gpus = room(function(gpus)
       if gpus.room(w, g) and (not allowed or allowed(key)) then list[#list + 1] = g end
     end
     if #list < w.count then return nil end
-    if #list > 1 then
+    if #list > 1 and (w.keys or w.mib > 0) then   -- offered gpus are in the order of their index
       table.sort(list, function(a, b)
         if not w.exclusive and a.used_mib ~= b.used_mib then return a.used_mib > b.used_mib end
         if w.exclusive and w.mib > 0 and a.memory_mib ~= b.memory_mib then return a.memory_mib < b.memory_mib end
@@ -84,12 +126,9 @@ gpus = room(function(gpus)
   end
 
   function gpus.write(g)
-    local key = names.base .. 'gpu:' .. g.key
-    if not g.offered and g.state == 'ready' and g.exclusive == '' and g.shared == 0 then
-      redis.call('DEL', key)
-    else
-      redis.call('HSET', key, 'state', g.state, 'exclusive', g.exclusive, 'shared', g.shared, 'used_mib', g.used_mib)
-    end
+    if g.shared == 0 and g.exclusive == '' and g.state == 'ready' then return redis.call('HDEL', names.gpus, g.key) end
+    local exclusive = g.exclusive ~= '' and g.exclusive or '-'
+    redis.call('HSET', names.gpus, g.key, string.format('%s %s %d %d', g.state, exclusive, g.shared, g.used_mib))
   end
 
   function gpus.occupy(w, keys, id)
@@ -120,7 +159,7 @@ gpus = room(function(gpus)
         and (meta.settle_policy == 'always' or (lost and meta.settle_policy == 'after_loss'))
       if settles then
         g.state = 'settling'
-        redis.call('ZADD', names.due, books.now + meta.settle_ms, 'settle:' .. g.key)
+        due.at(books.now + meta.settle_ms, 'settle:' .. g.key)
         books.emit('gpu_settling', books.facts({gpus = {g.key}, lease = id}))
       end
       gpus.write(g)
@@ -132,8 +171,8 @@ gpus = room(function(gpus)
   function gpus.describe(keys)
     local list = {}
     for i, key in ipairs(keys) do
-      local g = gpus.get(key)
-      list[i] = {key, g.index and text(g.index) or '', g.uuid, g.name, g.memory_mib and text(g.memory_mib) or ''}
+      local card = meta.cards[key]
+      list[i] = card and card.__index.told or {key, '', '', '', ''}
     end
     return list
   end

@@ -14,7 +14,8 @@ holding_back = room(function(holding_back)
     choices = {}
     local rows = redis.call('ZRANGE', names.held_back, 0, -1, 'WITHSCORES')
     for i = 1, #rows, 2 do
-      for _, key in ipairs(gpus.split(redis.call('HGET', names.base .. 'ticket:' .. rows[i], 'chosen'))) do
+      local t = tickets.get(rows[i])
+      for _, key in ipairs(gpus.split(t and t.chosen)) do
         choices[key] = choices[key] or {}
         table.insert(choices[key], {id = rows[i], score = tonumber(rows[i + 1])})
       end
@@ -24,9 +25,11 @@ holding_back = room(function(holding_back)
 
   function holding_back.drop(id)
     if next(read()) == nil or redis.call('ZREM', names.held_back, id) == 0 then return end
-    local ticket = names.base .. 'ticket:' .. id
-    for _, key in ipairs(gpus.split(redis.call('HGET', ticket, 'chosen'))) do books.freed[key] = true end
-    redis.call('HDEL', ticket, 'chosen')
+    local t = tickets.get(id)
+    if t then
+      for _, key in ipairs(gpus.split(t.chosen)) do books.freed[key] = true end
+      tickets.mark(t, 'chosen', nil)
+    end
     choices = nil
   end
 
@@ -66,15 +69,14 @@ holding_back = room(function(holding_back)
     local keys = {}
     for i = 1, w.count do keys[i] = list[i].key end
     redis.call('ZADD', names.held_back, score, id)
-    redis.call('HSET', names.base .. 'ticket:' .. id, 'chosen', table.concat(keys, ','))
+    tickets.mark(tickets.get(id), 'chosen', table.concat(keys, ','))
     choices = nil
     return true
   end
 
   local function may_choose(id, words, key)
-    if redis.call('ZSCORE', names.held_back, id) then return false end
-    local stamp = redis.call('HGET', names.base .. 'ticket:' .. id, 'stamp')
-    return books.now - stamp >= tonumber(meta.hold_back_ms) and gpus.suits(gpus.wants(words), gpus.get(key))
+    local t = tickets.get(id)
+    return not t.chosen and books.now - t.stamp >= meta.hold_back_ms and gpus.suits(gpus.wants(words), gpus.get(key))
   end
 
   -- Lets the heads that have waited long enough choose, before a later ticket begins on `key`. Returns whether any did.

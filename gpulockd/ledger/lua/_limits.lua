@@ -5,7 +5,7 @@ limits = room(function(limits)
 
   local function of_any(w)
     local fitting, largest = 0, 0
-    for _, key in ipairs(gpus.offered()) do
+    for _, key in ipairs(gpus.candidates(w)) do
       if gpus.suits(w, gpus.get(key)) then fitting = fitting + 1 end
       largest = math.max(largest, gpus.get(key).memory_mib or 0)
     end
@@ -36,7 +36,7 @@ limits = room(function(limits)
       if meta.offered ~= '1' then return 'not_offered', '' end
       return of_any(w)
     end
-    for _, key in ipairs(w.keys) do
+    for _, key in ipairs(gpus.candidates(w)) do
       local kind, detail = of_key(w, gpus.get(key))
       if kind then return kind, detail end
     end

@@ -31,27 +31,28 @@ members = room(function(members)
     if not same_boot(t.session, lease.session) then return nil end
     if not covers(lease, gpus.wants(t.wants)) then return lease, 'more' end
     t.state, t.of, t.token, t.gpus, t.stamp = 'member', id, lease.token, lease.gpus, books.now
-    tickets.write(t)
+    t.score = t.stamp
+    tickets.enter(t)
     redis.call('SADD', names.base .. 'members:' .. id, t.id)
-    redis.call('HSET', names.base .. 'ticket:' .. id, 'members', '1')
+    if not lease.members then tickets.mark(lease, 'members', '1') end
     return lease, 'joined'
   end
 
   -- The holder of a lease has ended: if members are left the lease goes on.
   function members.outlive(t, reason)
     if redis.call('SCARD', names.base .. 'members:' .. t.id) == 0 then return false end
-    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'left', reason)
+    tickets.mark(t, 'left', reason)
     ends.bury(t.id, t.session, reason)
     return true
   end
 
   function members.leave(t, reason)
-    redis.call('DEL', names.base .. 'ticket:' .. t.id)
+    tickets.delete(t)
     redis.call('SREM', names.base .. 'members:' .. t.of, t.id)
     ends.bury(t.id, t.session, reason)
     local lease = tickets.get(t.of)
     if not lease then return end
-    if ends.lost_by(reason) then redis.call('HSET', names.base .. 'ticket:' .. t.of, 'member_died', '1') end
+    if ends.lost_by(reason) then tickets.mark(lease, 'member_died', '1') end
     if not lease.left then return end
     if redis.call('SCARD', names.base .. 'members:' .. t.of) == 0 then
       ends.lease(lease, (ends.lost_by(reason) or lease.member_died) and 'died' or lease.left)
@@ -60,10 +61,10 @@ members = room(function(members)
 
   function members.end_all(id, reason)
     for _, member in ipairs(redis.call('SMEMBERS', names.base .. 'members:' .. id)) do
-      local session = redis.call('HGET', names.base .. 'ticket:' .. member, 'session')
-      redis.call('DEL', names.base .. 'ticket:' .. member)
-      ends.bury(member, session, reason)
-      if session and ends.lost_by(reason) then books.ring(session, 'lost ' .. member .. ' ' .. reason) end
+      local t = tickets.get(member)
+      if t then tickets.delete(t) end
+      ends.bury(member, t and t.session, reason)
+      if t and ends.lost_by(reason) then books.ring(t.session, 'lost ' .. member .. ' ' .. reason) end
     end
     redis.call('DEL', names.base .. 'members:' .. id)
   end

@@ -19,15 +19,14 @@ placing = room(function(placing)
   -- Hands `keys` to a waiting ticket and rings its process. Nobody listens: the ticket is away.
   -- The token is written first, then the gpus, then the lease: a cut in between leaves a gpu taken by nobody.
   local function hand_off(id, w, keys)
-    local ticket = names.base .. 'ticket:' .. id
-    local token = books.next_token()
-    if books.ring(redis.call('HGET', ticket, 'session'), 'claim ' .. id .. ' ' .. text(token)) == 0 then
-      return queue.send_away(id, w)
-    end
+    local t, token = tickets.get(id), books.next_token()
+    local doorbell = 'claim ' .. id .. ' ' .. text(token) .. ' ' .. table.concat(keys, ',')
+    if books.ring(t.session, doorbell) == 0 then return queue.send_away(t, w) end
     local following, following_score = queue.leave(id, w)
     gpus.occupy(w, keys, id)
-    redis.call('HSET', ticket, 'state', 'claim', 'token', token, 'gpus', table.concat(keys, ','), 'granted_ms', books.now)
-    redis.call('ZADD', names.due, books.now + meta.claim_window_ms, 'lease:' .. id)
+    t.state, t.token, t.gpus, t.granted_ms = 'claim', token, table.concat(keys, ','), books.now
+    tickets.write(t)
+    due.at(books.now + meta.claim_window_ms, 'lease:' .. id)
     return following, following_score
   end
 
@@ -96,7 +95,7 @@ placing = room(function(placing)
       if redis.call('ZCARD', names.queue) == 0 then return end
       if tries < LIMIT then tries = fill(keys, tries) end
       if tries >= LIMIT then
-        for key in pairs(keys) do redis.call('ZADD', names.due, books.now, 'place:' .. key) end
+        for key in pairs(keys) do due.at(books.now, 'place:' .. key) end
       end
     end
   end
@@ -104,8 +103,8 @@ placing = room(function(placing)
   function placing.free_all()
     for _, key in ipairs(gpus.offered()) do books.freed[key] = true end
     for _, id in ipairs(redis.call('ZRANGE', names.queue, 0, -1)) do
-      local words = redis.call('HGET', names.base .. 'ticket:' .. id, 'wants')
-      for _, key in ipairs(words and gpus.wants(words).keys or {}) do books.freed[key] = true end
+      local t = tickets.get(id)
+      for _, key in ipairs(t and gpus.wants(t.wants).keys or {}) do books.freed[key] = true end
     end
   end
 end)

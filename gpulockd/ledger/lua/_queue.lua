@@ -47,10 +47,11 @@ queue = room(function(queue)
 
   -- A ticket whose process did not answer keeps its score and its place, but holds nothing back and is no head.
   -- Only a request by its own waiting loop brings it back.
-  function queue.send_away(id, w)
-    holding_back.drop(id)
-    redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
-    redis.call('HSET', names.base .. 'ticket:' .. id, 'state', 'away')
+  function queue.send_away(t, w)
+    holding_back.drop(t.id)
+    redis.call('ZREM', names.base .. 'queue:' .. w.text, t.id)
+    t.state = 'away'
+    tickets.write(t)
     return refresh_head(w)
   end
 end)

@@ -1,40 +1,94 @@
--- Tickets. One hash `ticket:<id>` from the request to the end; once granted it is the lease of the same id.
+-- Tickets. One hash `ticket:<id>` from the request to the end; once granted it is the lease of the same id. What
+-- changes together is packed together in its field `core`; `job` is passed on as it came; what few tickets have stands
+-- in fields of its own (`chosen`, `members`, `left`, `percent`, ...).
 
 tickets = room(function(tickets)
-  -- The ticket with its numbers as numbers, or nil.
+  local CORE = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n([^\n]*)\n(.*)$'
+  local known = {}   -- id -> ticket, read once a script: all who change a ticket change the same table
+
+  function tickets.forget()
+    if next(known) then known = {} end
+  end
+
+  -- The ticket with its numbers as numbers, or nil. `task` and `task_id` are JSON texts, the latter '' for none.
   function tickets.get(id)
+    if known[id] then return known[id] end
     local fields = redis.call('HGETALL', names.base .. 'ticket:' .. id)
-    if #fields == 0 then return nil end
-    local t = {id = id, token = 0, gpus = ''}
+    if not fields[1] then return nil end
+    local t = {id = id}
     for i = 1, #fields, 2 do t[fields[i]] = fields[i + 1] end
-    for _, name in ipairs({'token', 'granted_ms', 'stamp', 'score', 'lock_timeout_ms'}) do t[name] = tonumber(t[name]) end
+    local stamp, score, priority, lock_timeout_ms, token, granted_ms
+    t.state, t.session, t.wants, stamp, score, priority, lock_timeout_ms, token, granted_ms, t.gpus, t.of, t.task, t.task_id =
+      string.match(t.core, CORE)
+    t.stamp, t.score, t.priority, t.lock_timeout_ms = stamp + 0, score + 0, priority + 0, lock_timeout_ms + 0
+    t.token = token + 0
+    if granted_ms ~= '0' then t.granted_ms = granted_ms + 0 end
+    if t.gpus == '-' then t.gpus = '' end
+    if t.of == '-' then t.of = nil end
+    known[id] = t
     return t
   end
 
+  -- The session of a ticket of which only the hash was read (field, value, ...).
+  function tickets.session_of(fields)
+    for i = 1, #fields, 2 do
+      if fields[i] == 'core' then return string.match(fields[i + 1], '^%S+ (%S+)') end
+    end
+  end
+
+  local function core(t)
+    return string.format('%s %s %s %d %d %d %d %d %d %s %s\n%s\n%s', t.state, t.session, t.wants, t.stamp, t.score,
+      t.priority, t.lock_timeout_ms, t.token, t.granted_ms or 0, t.gpus ~= '' and t.gpus or '-', t.of or '-', t.task,
+      t.task_id)
+  end
+
+  -- Writes what has changed of a ticket that is there.
   function tickets.write(t)
-    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'state', t.state, 'session', t.session, 'wants', t.wants,
-      'stamp', t.stamp, 'score', t.score, 'priority', t.priority, 'job', t.job, 'task', t.task, 'task_id', t.task_id,
-      'lock_timeout_ms', t.lock_timeout_ms, 'token', t.token, 'gpus', t.gpus, 'granted_ms', t.granted_ms or '',
-      'of', t.of or '')
+    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'core', core(t))
+  end
+
+  -- Writes a ticket that was not there.
+  function tickets.enter(t)
+    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'core', core(t), 'job', t.job)
     redis.call('SADD', names.base .. 'session_tickets:' .. t.session, t.id)
+    known[t.id] = t
+  end
+
+  -- A ticket as a request, or a session that has it from before, describes it.
+  function tickets.new(id, session, wants, job, task, task_id)
+    return {id = id, session = session, wants = wants, job = job, task = books.quote(task), token = 0, gpus = '',
+      task_id = task_id ~= '' and cjson.encode(task_id) or ''}
+  end
+
+  -- Sets one of the fields that few tickets have; nil takes it away.
+  function tickets.mark(t, field, value)
+    t[field] = value
+    local ticket = names.base .. 'ticket:' .. t.id
+    if value then redis.call('HSET', ticket, field, value) else redis.call('HDEL', ticket, field) end
+  end
+
+  function tickets.delete(t)
+    redis.call('DEL', names.base .. 'ticket:' .. t.id)
+    known[t.id] = nil
   end
 
   -- Makes a ticket the holder of `keys`, in the order token, gpus, lease: a cut in between leaves a gpu taken by
   -- nobody, never by two.
   function tickets.hold(t, keys)
-    local w = gpus.wants(t.wants)
+    local w, is_new = gpus.wants(t.wants), not t.state
     t.token = books.next_token()
     gpus.occupy(w, keys, t.id)
     t.state, t.gpus, t.granted_ms = 'held', table.concat(keys, ','), books.now
-    tickets.write(t)
-    redis.call('ZADD', names.due, books.now + t.lock_timeout_ms, 'lease:' .. t.id)
+    if is_new then tickets.enter(t) else tickets.write(t) end
+    due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
     books.emit('lock_acquired', tickets.told(t))
   end
 
   -- A claim whose winner has spoken.
   function tickets.confirm(t)
-    redis.call('HSET', names.base .. 'ticket:' .. t.id, 'state', 'held')
-    redis.call('ZADD', names.due, books.now + t.lock_timeout_ms, 'lease:' .. t.id)
+    t.state = 'held'
+    tickets.write(t)
+    due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
     books.emit('lock_acquired', tickets.told(t))
   end
 
@@ -44,23 +98,22 @@ tickets = room(function(tickets)
     redis.call('ZADD', names.due, 'XX', 'GT', books.now + lease.lock_timeout_ms, 'lease:' .. lease.id)
   end
 
+  local function gpus_told(joined)
+    local list = gpus.split(joined)
+    for i, key in ipairs(list) do list[i] = books.quote(key) end
+    return ',"gpus":[' .. table.concat(list, ',') .. ']'
+  end
+
   -- What an event tells of a ticket.
   function tickets.told(t, reason)
-    local facts = {'"lease":' .. cjson.encode(t.id), '"task":' .. books.quote(t.task),
-      '"waited_ms":' .. text(math.max(0, (t.granted_ms or books.now) - t.stamp))}
-    local task_id = t.task_id
-    if t.token > 0 then
-      facts[4] = '"token":' .. text(t.token)
-      if task_id == '' then task_id = t.task .. '#' .. text(t.token) end
-    end
-    if task_id ~= '' then facts[#facts + 1] = '"task_id":' .. cjson.encode(task_id) end
-    if t.gpus ~= '' then
-      local list = gpus.split(t.gpus)
-      for i, key in ipairs(list) do list[i] = books.quote(key) end
-      facts[#facts + 1] = '"gpus":[' .. table.concat(list, ',') .. ']'
-    end
-    if reason then facts[#facts + 1] = '"reason":' .. books.quote(reason) end
-    if t.granted_ms and reason then facts[#facts + 1] = '"held_ms":' .. text(books.now - t.granted_ms) end
-    return table.concat(facts, ',')
+    local token, task_id = t.token > 0 and text(t.token), t.task_id
+    if token and task_id == '' then task_id = string.sub(t.task, 1, -2) .. '#' .. token .. '"' end
+    return '"lease":' .. cjson.encode(t.id) .. ',"task":' .. t.task
+      .. ',"waited_ms":' .. text(math.max(0, (t.granted_ms or books.now) - t.stamp))
+      .. (token and ',"token":' .. token or '')
+      .. (task_id ~= '' and ',"task_id":' .. task_id or '')
+      .. (t.gpus ~= '' and gpus_told(t.gpus) or '')
+      .. (reason and ',"reason":"' .. reason .. '"' or '')
+      .. (reason and t.granted_ms and ',"held_ms":' .. text(books.now - t.granted_ms) or '')
   end
 end)

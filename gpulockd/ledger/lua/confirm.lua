@@ -1,7 +1,7 @@
 -- confirm: the winner of a doorbell, or a holder in doubt, asks whether the lease stands; the body starts on 'held'.
 -- Only the winner's own loop sends this, never a keepalive.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] lease id    ARGV[3] token
 -- returns  {'held', ..., token, waited (ms), gpus} | {'lapsed'} (ask again by request) | {'gone', ..., reason}
 --          | {'frozen', ..., remaining (ms), why} | {'no_session'} | {'unopened'}

@@ -1,7 +1,7 @@
 -- end: release, abandon, revoke, or close a session: one step with another actor and reason. Whatever it frees is
 -- handed on in the same script. A stale token changes nothing and is told so.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the caller, '' for the daemon or an operator    ARGV[2] 'ticket' | 'session'
 -- ARGV[3]  ticket, lease or session id    ARGV[4] token, '' for whatever it has (abandon)
 -- ARGV[5]  reason: released | abandoned | timed_out | revoked | died

@@ -1,7 +1,7 @@
 -- keepalive: extends a session, renews the own end of its leases, and says what the session has, so that a lost
 -- doorbell, a lost `lost` and a half-open subscription repair themselves. It confirms nothing and brings nothing back.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] number of this echo    ARGV[3...] lease id, token: leases the process believes to hold
 -- returns  {'alive', ..., listeners, {id, token, state, ...}, {id, reason, ...} of those it no longer holds}
 --          | {'no_session'} | {'unopened'}
@@ -11,10 +11,10 @@ if refusal then return refuse(refusal) end
 
 local has, words = {}, {}
 for _, id in ipairs(redis.call('SMEMBERS', names.base .. 'session_tickets:' .. session)) do
-  local v = redis.call('HMGET', names.base .. 'ticket:' .. id, 'state', 'token')
-  if v[1] and v[1] ~= 'waiting' then
-    has[#has + 1], has[#has + 2], has[#has + 3] = id, v[2] or '0', v[1]
-    words[#words + 1] = id .. ':' .. (v[2] or '0') .. ':' .. v[1]
+  local t = tickets.get(id)
+  if t and t.state ~= 'waiting' then
+    has[#has + 1], has[#has + 2], has[#has + 3] = id, text(t.token), t.state
+    words[#words + 1] = id .. ':' .. text(t.token) .. ':' .. t.state
   end
 end
 

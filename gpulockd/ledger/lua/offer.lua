@@ -1,11 +1,13 @@
 -- offer: a daemon puts the gpus of its host at the pool's disposal. An offer stands until another replaces it, ends
 -- no lease, and adopts a slot that was used before it. The daemon that owns the store may vouch that nothing was lost.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the daemon    ARGV[2] boot id    ARGV[3] host    ARGV[4] machine    ARGV[5] terms (JSON)
 -- ARGV[6]  defaults for clients (JSON, opaque)    ARGV[7] gpus: [{key, index, uuid, name, memory_mib}] (JSON)
 -- ARGV[8]  run id under which the store is complete, '' if it may have lost something
 -- ARGV[9]  is the pool in the fleet's list: '1' | '0' | '?'    ARGV[10] '1': nobody has used this store in this boot
+-- ARGV[11] '1': from now on the daemon's guard lets in who begins    ARGV[12] '1': it has said all that are in
+-- ARGV[13] the highest token that it has let in    ARGV[14] who offers, the same over restarts of this daemon
 -- returns  {'offered', ..., how its epoch opened, frozen (ms)} | {'fleet?'} | {'offered_elsewhere', ..., host, boot id}
 --          | {'no_session'}
 local session, boot_id, host, machine, complete, known_pool = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8], ARGV[9]
@@ -20,9 +22,20 @@ local same_machine = redis.call('HGET', names.offer, 'machine') == machine
 if before_boot and before_boot ~= boot_id and not same_machine and redis.call('ZSCORE', names.sessions, meta.offer_session) then
   return books.answer('offered_elsewhere', redis.call('HGET', names.offer, 'host') or '', before_boot)
 end
+-- A daemon that was killed comes back under another session; any other daemon of this host is a second one.
+local before = meta.offered == '1' and meta.offer_session
+if before and before ~= session and redis.call('ZSCORE', names.sessions, before) then
+  if redis.call('HGET', names.offer, 'offerer') ~= ARGV[14] and before_boot == boot_id then
+    return books.answer('offered_elsewhere', redis.call('HGET', names.offer, 'host') or '', before_boot)
+  end
+  books.note_term('guarded', '0')
+  due.end_session(before, 'died')
+end
 -- The store lost nothing: true of books that survived, and of a store that nobody has used since this boot began.
 local vouched = complete ~= '' and complete == meta.run_id
 if vouched and books.frozen() and (fresh or meta.frozen_why == 'store_changed') then epochs.unfreeze('nothing_lost') end
+if ARGV[12] == '1' and books.frozen() then epochs.known_by_guard() end
+books.raise_token(tonumber(ARGV[13]))
 -- What ran under an earlier boot of this host is dead.
 if same_machine and before_boot and before_boot ~= boot_id then
   for _, id in ipairs(redis.call('ZRANGE', names.sessions, 0, -1)) do
@@ -32,25 +45,20 @@ end
 
 local stays = {}
 for _, g in ipairs(cjson.decode(ARGV[7])) do
-  local key = names.base .. 'gpu:' .. g.key
   stays[g.key] = true
-  redis.call('HSET', key, 'index', g.index, 'uuid', g.uuid, 'name', g.name, 'memory_mib', g.memory_mib, 'offered', '1')
-  redis.call('HSETNX', key, 'state', 'ready')
   redis.call('ZADD', names.offered, g.index, g.key)
 end
 for _, key in ipairs(redis.call('ZRANGE', names.offered, 0, -1)) do
   if not stays[key] then
     redis.call('ZREM', names.offered, key)
-    redis.call('HDEL', names.base .. 'gpu:' .. key, 'index', 'uuid', 'name', 'memory_mib', 'offered')
     redis.call('ZREM', names.due, 'settle:' .. key)
-    gpus.forget()
     local g = gpus.get(key)
     g.state = 'ready'
     gpus.write(g)
     holding_back.drop_choices_of(key)
   end
 end
-gpus.forget()
+gpus.offer(ARGV[7])
 for _, key in ipairs(gpus.offered()) do
   local g = gpus.get(key)
   -- A cut script can leave a gpu taken by a lease that is not there.
@@ -61,9 +69,10 @@ for _, key in ipairs(gpus.offered()) do
 end
 epochs.adopt(terms)
 books.note_term('offered', '1')
+books.note_term('guarded', ARGV[11])
 books.note('offer_session', session)
 books.note('boot_id', boot_id)
-redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'defaults', ARGV[6])
+redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'defaults', ARGV[6], 'offerer', ARGV[14])
 placing.free_all()
 placing.place()
 return books.answer('offered', meta.opened or '', text(books.frozen_ms()))

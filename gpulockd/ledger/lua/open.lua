@@ -1,12 +1,13 @@
 -- open: a process begins to be alive in a pool, and says what it has from before. It is repeatable; a session that
 -- has ended is never reopened. While a pool is frozen, tickets and leases are asserted again by id.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] process (JSON, opaque)    ARGV[3] boot id    ARGV[4] the caller's terms (JSON)
 -- ARGV[5]  is the pool in the fleet's list: '1' | '0' | '?' (not looked yet)
 -- ARGV[6]  what the session has: {tickets = {{id, wants, priority, stamp, job, task, task_id, lock_timeout_ms}, ...},
 --          leases = {{... , token, gpus, age_ms}, ...}} (JSON; times in ms)
 -- ARGV[7]  machine: a host that has booted anew is still the one that offered the pool
+-- ARGV[8]  how long a guard is waited for that the session knew before the data was lost (ms), '0' if it knew none
 -- returns  {'opened', ..., the pool's defaults (JSON), how its epoch opened, {lease ids not accepted}}
 --          | {'fleet?'} | {'gone', ..., reason} | {'elsewhere', ..., host, boot id}
 local session, boot_id, known_pool, has = ARGV[1], ARGV[3], ARGV[5], cjson.decode(ARGV[6])
@@ -25,9 +26,11 @@ end
 
 local ends_ms = tonumber(redis.call('ZSCORE', names.sessions, session))
 redis.call('ZADD', names.sessions, math.max(ends_ms or 0, books.now + meta.ttl_ms), session)
+due.not_before(books.now + meta.ttl_ms)
 redis.call('HSET', names.base .. 'session:' .. session, 'process', ARGV[2], 'boot_id', boot_id)
 if not ends_ms then books.emit('session_opened', books.facts({session = string.sub(session, 1, 8)})) end
 
 local refused = brought.assert(session, has)
+if ARGV[8] ~= '0' and books.frozen() and meta.guarded ~= '1' then epochs.wait_for_guard(tonumber(ARGV[8])) end
 placing.place()
 return books.answer('opened', redis.call('HGET', names.offer, 'defaults') or '{}', meta.opened or '', refused)

@@ -1,6 +1,6 @@
 -- progress: the holder says how far its work is; it also renews the lease's own end.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] lease id    ARGV[3] token    ARGV[4] percent (0 ... 100), ''    ARGV[5] note
 -- returns  {'noted'} | {'gone', ..., reason} | {'stale', ..., present token} | {'no_session'} | {'unopened'}
 local id = ARGV[2]
@@ -11,6 +11,6 @@ if not t then return books.answer('gone', redis.call('GET', names.base .. 'done:
 local holds = t.session == ARGV[1] and (t.state == 'held' or t.state == 'member')
 if not holds or text(t.token) ~= ARGV[3] then return books.answer('stale', text(t.token)) end
 local lease = t.state == 'member' and t.of or id
-redis.call('HSET', names.base .. 'ticket:' .. lease, 'percent', ARGV[4], 'note', ARGV[5], 'beat_ms', books.now)
+redis.call('HSET', names.base .. 'ticket:' .. lease, 'percent', ARGV[4], 'note', ARGV[5], 'beat_ms', text(books.now))
 tickets.renew(t)
 return books.answer('noted')

@@ -1,6 +1,6 @@
 -- report: the daemon says how a gpu is; what makes it ready hands it on in the same script.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the daemon    ARGV[2] gpu key    ARGV[3] ready | settled | quarantined | drained | lost
 -- ARGV[4]  reason
 -- returns  {'noted', ..., state before} | {'unknown_gpu'} | {'no_session'} | {'unopened'}

@@ -2,7 +2,7 @@
 -- One id serves every retry of the request; a granted id answers with the same token, an ended one 'gone'.
 -- Sent by the waiting loop itself, so it also brings back a ticket that was away and confirms a claim.
 --
--- KEYS     the pool's fixed keys (gpulockd/ledger/keys.py)
+-- KEYS[1]  the pool's `meta`; the names of its other keys follow from it (gpulockd/ledger/keys.py)
 -- ARGV[1]  session    ARGV[2] ticket id    ARGV[3] wants (text)    ARGV[4] priority (-100 ... 100)
 -- ARGV[5]  '1' to wait, '0' to answer 'busy' instead    ARGV[6] job (JSON, opaque)    ARGV[7] task    ARGV[8] task id
 -- ARGV[9]  lock timeout (ms)    ARGV[10] ledger clock of the session's last answer (ms), '' if none
@@ -50,8 +50,8 @@ if t then
   if t.state ~= 'away' then return waiting() end
 else
   if meta.offered ~= '1' then words = limits.meant(words) end
-  t = {id = id, session = session, wants = words, priority = tonumber(ARGV[4]), job = ARGV[6], task = ARGV[7],
-    task_id = ARGV[8], lock_timeout_ms = tonumber(ARGV[9]), token = 0, gpus = '', score = 0}
+  t = tickets.new(id, session, words, ARGV[6], ARGV[7], ARGV[8])
+  t.priority, t.lock_timeout_ms = tonumber(ARGV[4]), tonumber(ARGV[9])
   if ARGV[11] ~= '' then
     local _, how = members.join(t, ARGV[11], ARGV[12])
     if how == 'joined' then return joined(t) end
@@ -85,7 +85,7 @@ end
 if not waits then return more and books.answer('would_deadlock', ARGV[11]) or books.answer('busy') end
 local is_new = not t.state
 t.state = 'waiting'
-tickets.write(t)
+if is_new then tickets.enter(t) else tickets.write(t) end
 queue.enter(id, w, t.score)
 if is_new then books.emit('lock_requested', tickets.told(t)) end
 return waiting()

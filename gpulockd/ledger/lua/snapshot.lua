@@ -1,9 +1,9 @@
 -- snapshot: all of a pool at one moment; of the queue, one page.
 --
--- KEYS     the pool's fixed keys
+-- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session, ''    ARGV[2] first place of the page (0 ...)    ARGV[3] length of the page (1 ... 256)
 -- ARGV[4]  a boot id, '': how many sessions of that boot live here, of the first 10,000
--- returns  {'snapshot', ..., meta (flat), gpus [[flat, key]], leases [[flat, id, process]], queue [[flat, id, process]],
+-- returns  {'snapshot', ..., meta (flat), gpus [[as answered..., state, lease, shared, used (MiB), offered]], leases [[flat, id, process]], queue [[flat, id, process]],
 --          queued, sessions, next due on the ledger clock (ms) or '', counters (flat), host, sessions of the boot} | {'no_session'}
 --          | {'unopened'}
 local refusal = begin(ARGV[1])
@@ -11,26 +11,31 @@ if refusal then return refuse(refusal) end
 local first, length = tonumber(ARGV[2]), math.min(256, tonumber(ARGV[3]))
 
 local function record(id)
-  local ticket = names.base .. 'ticket:' .. id
-  local session = redis.call('HGET', ticket, 'session')
+  local fields = redis.call('HGETALL', names.base .. 'ticket:' .. id)
+  local session = tickets.session_of(fields)
   local process = session and redis.call('HGET', names.base .. 'session:' .. session, 'process')
-  return {redis.call('HGETALL', ticket), id, process or ''}
+  return {fields, id, process or ''}
 end
 
 local keys, listed = {}, {}
 local function list(key)
   if listed[key] then return end
   listed[key] = true
-  keys[#keys + 1] = {redis.call('HGETALL', names.base .. 'gpu:' .. key), key}
+  local g, row = gpus.get(key), {unpack(gpus.describe({key})[1])}
+  row[6], row[7], row[8], row[9], row[10] = g.state, g.exclusive, text(g.shared), text(g.used_mib), g.offered and '1' or ''
+  keys[#keys + 1] = row
 end
 for _, key in ipairs(gpus.offered()) do list(key) end
 
 local leases, page, next_due = {}, {}, nil
-for _, entry in ipairs(redis.call('ZRANGE', names.due, 0, -1)) do
-  local id = string.match(entry, '^lease:(.+)$')
+local entries = redis.call('ZRANGE', names.due, 0, -1, 'WITHSCORES')
+for i = 1, #entries, 2 do
+  local id = string.match(entries[i], '^lease:(.+)$')
   if id then
-    leases[#leases + 1] = record(id)
-    for _, key in ipairs(gpus.split(redis.call('HGET', names.base .. 'ticket:' .. id, 'gpus') or '')) do list(key) end
+    local lease, t = record(id), tickets.get(id)
+    lease[1][#lease[1] + 1], lease[1][#lease[1] + 2] = 'due_ms', entries[i + 1]
+    leases[#leases + 1] = lease
+    for _, key in ipairs(gpus.split(t and t.gpus)) do list(key) end
     for _, member in ipairs(redis.call('SMEMBERS', names.base .. 'members:' .. id)) do
       leases[#leases + 1] = record(member)
     end

@@ -1,0 +1,270 @@
+"""The client's end of the guard's socket: asks to be let in, says when it leaves, and knows whether the guard stands.
+
+A link belongs to one loop. While it is open and its lease was admitted, that lease is vouched for: Redis may be away
+for any length of time. When it breaks it is opened again by itself, and says anew what this process holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+import msgspec
+
+from gpulockd import places
+from gpulockd.client.guarded import GuardAway, NotAdmitted, sockets_of, words_of
+from gpulockd.client.session import Session
+from gpulockd.client.table import Entry
+from gpulockd.errors import GpuLockError
+
+log = logging.getLogger("gpulockd")
+
+CONNECT_S = 1.0
+RETRY_S = 0.05
+MOST_RETRY_S = 1.0
+
+
+class GuardLink(asyncio.Protocol):
+    """One loop's connection to the guard of this host."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.loop = asyncio.get_running_loop()
+        self.hint = ""
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._unheard = b""
+        self._greeted: asyncio.Future[None] | None = None
+        self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
+        self._admitted: dict[str, int] = {}
+        self._connecting: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<GuardLink {'open' if self.is_open else 'closed'}, {len(self._admitted)} admitted>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection stands, also as seen by other threads while the loop is blocked."""
+        opened = self._socket
+        if opened is None:
+            return False
+        try:
+            return opened.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def vouches(self, entry: Entry) -> bool:
+        """Whether the guard has let this lease in and stands; from any thread."""
+        return self._admitted.get(entry.id) == entry.token and self.is_open
+
+    # What is said.
+
+    def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
+        """Ask to be let in. The future fails with `GuardAway` or `NotAdmitted`."""
+        self.session.highest_token = max(self.session.highest_token, token)
+        asked = self._asked.get(entry.id)
+        if asked is not None and asked[0] == token and not asked[1].done():
+            return asked[1]
+        future: asyncio.Future[None] = self.loop.create_future()
+        if self._admitted.get(entry.id) == token:
+            future.set_result(None)
+            return future
+        self._asked[entry.id] = token, future
+        if self._transport is not None and self._greeted is not None and self._greeted.done():
+            self._say_admit(entry, token, gpus)
+        else:
+            self._connect().add_done_callback(lambda _: self._admit_late(entry, token, gpus, future))
+        return future
+
+    def _admit_late(self, entry: Entry, token: int, gpus: tuple[str, ...], future: asyncio.Future[None]) -> None:
+        if future.done():
+            return
+        if self._transport is None:
+            _fail(future, GuardAway(self._away_text()))
+        else:
+            self._say_admit(entry, token, gpus)
+
+    def _say_admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:
+        self._say({"verb": "admit", "session": entry.session, "lease": words_of(entry, token, gpus)})
+
+    def leave(self, entry: Entry) -> None:
+        """Say that the body is over, or will not begin. One write that does not wait."""
+        token = self._admitted.pop(entry.id, 0)
+        asked = self._asked.pop(entry.id, None)
+        if asked is not None:
+            token = asked[0]
+            asked[1].cancel()
+        if token and self._transport is not None:
+            self._say({"verb": "leave", "lease": entry.id, "token": token})
+
+    def _say(self, words: dict[str, Any]) -> None:
+        assert self._transport is not None
+        self._transport.write(msgspec.json.encode(words) + b"\n")
+
+    # The connection.
+
+    def look(self) -> None:
+        """Connect if the pool is guarded and something is held here; call it in the loop."""
+        if self.session.guarded and self._transport is None and not self._closed and self._has_something():
+            self._connect()
+
+    def _has_something(self) -> bool:
+        return any(entry.loop is self.loop for entry in self.session.table.all())
+
+    def _connect(self) -> asyncio.Task[None]:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self.loop.create_task(self._open())
+        return self._connecting
+
+    async def _open(self) -> None:
+        """Connect to the first socket that answers for this pool, and greet it. Never raises."""
+        for path in sockets_of(self.session):
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    await self._open_at(path)
+                return
+            except (OSError, TimeoutError) as away:
+                self.hint = f"{path}: {str(away) or 'no answer'}"
+                self._drop()
+
+    async def _open_at(self, path: str) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection.setblocking(False)
+        try:
+            await self.loop.sock_connect(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        self._greeted = self.loop.create_future()
+        self._unheard = b""
+        await self.loop.create_connection(lambda: self, sock=connection)
+        self._socket = connection
+        self._say(self._hello())
+        await self._greeted
+
+    def _hello(self) -> dict[str, Any]:
+        entries = [entry for entry in self.session.table.all() if entry.session == self.session.id]
+        held = [e for e in entries if e.state in ("held", "member") and not e.lost.is_set()]
+        return {
+            "verb": "hello",
+            "session": self.session.id,
+            "as_of": max(self.session.highest_token, *(entry.token for entry in entries), 0),
+            "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
+            "known": [entry.id for entry in entries if entry not in held],
+        }
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """The guard has spoken."""
+        *lines, self._unheard = (self._unheard + data).split(b"\n")
+        for line in lines:
+            try:
+                said = msgspec.json.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            if isinstance(said, dict):
+                self._hear(said)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The guard has gone: what it vouched for is believed by Redis alone, until it is back."""
+        self._drop()
+        if not self._closed and self._has_something():
+            log.info("gpulockd: the guard's socket has closed; trying again")
+            self.loop.call_later(RETRY_S, self._open_again, RETRY_S)
+
+    def _open_again(self, pause_s: float) -> None:
+        if self._transport is not None or self._closed or not self._has_something():
+            return
+        task = self._connect()
+        longer_s = min(2 * pause_s, MOST_RETRY_S)
+        task.add_done_callback(
+            lambda _: self._transport is None and self.loop.call_later(longer_s, self._open_again, longer_s)
+        )
+
+    def _drop(self) -> None:
+        transport, self._transport, self._socket = self._transport, None, None
+        self._admitted.clear()
+        if transport is not None:
+            transport.abort()
+        if self._greeted is not None and not self._greeted.done():
+            _fail(self._greeted, ConnectionResetError("the guard has hung up"))
+        asked, self._asked = self._asked, {}
+        for _, future in asked.values():
+            if not future.done():
+                _fail(future, GuardAway(self._away_text()))
+
+    def close(self) -> None:
+        """The loop closes."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._drop()
+
+    def descriptors(self) -> list[int]:
+        """Open sockets, for a forked child to close."""
+        return [self._socket.fileno()] if self._socket is not None and self._socket.fileno() >= 0 else []
+
+    def _away_text(self) -> str:
+        folder = os.path.dirname(next(iter(sockets_of(self.session)), places.SYSTEM_RUNTIME))
+        why = f" ({self.hint})" if self.hint else ""
+        return (
+            f"pool {self.session.pool} is guarded, and its guard cannot be reached{why}: in a container mount the "
+            f"daemon's folder ({folder}) at the same place or set GPULOCKD_SOCKET; on the host start `gpulockd serve`"
+        )
+
+    # What is heard.
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        if "pool" in said and self._greeted is not None and not self._greeted.done():
+            self._take_hello(said)
+        elif "admitted" in said:
+            self._settle(said, None)
+        elif "refused" in said:
+            self._settle(said, NotAdmitted(f"the guard does not let this lease in: {said.get('why')}"))
+        elif "lost" in said:
+            entry = self.session.table.get(str(said["lost"]))
+            if entry is not None:
+                entry.lose(str(said.get("reason", "ended")))
+
+    def _take_hello(self, said: dict[str, Any]) -> None:
+        assert self._greeted is not None
+        if said.get("pool") != self.session.pool or "error" in said:
+            self.hint = str(said.get("error") or f"it guards pool {said.get('pool')}")
+            return _fail(self._greeted, ConnectionRefusedError(self.hint))
+        for id in said.get("admitted") or ():
+            entry = self.session.table.get(str(id))
+            if entry is not None:
+                self._admitted[entry.id] = entry.token
+                entry.guard = self
+        self._greeted.set_result(None)
+        return None
+
+    def _settle(self, said: dict[str, Any], error: GpuLockError | None) -> None:
+        id, token = str(said.get("admitted") or said.get("refused")), said.get("token")
+        asked = self._asked.get(id)
+        if not isinstance(token, int) or not isinstance(said.get("admitted", ""), str):
+            return
+        if asked is None or asked[0] != token or asked[1].done():
+            if error is None:  # nobody waits for it any more
+                self._say({"verb": "leave", "lease": id, "token": token})
+            return
+        del self._asked[id]
+        if error is not None:
+            return _fail(asked[1], error)
+        self._admitted[id] = token
+        asked[1].set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # it is told to whoever waits, if anybody does

@@ -1,0 +1,174 @@
+"""The fence: who is on which gpu of this host, whatever the ledger says. Pure: no I/O, no clock.
+
+Its law: a lease is let in only when every lease before it that it cannot share a gpu with is over. Over is said by the
+holder (`leave`), by the ledger (released by its holder), or by the death of the whole run; never by time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+class Party(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One process in a lease: its holder, or another of the same run that joined it.
+
+    `pid` and `started` (kernel ticks) are 0 where the kernel does not show the process: its connection stands for it.
+    """
+
+    ticket: str
+    session: str
+    pid: int = 0
+    started: int = 0
+    uid: int = -1
+    state: str = "in"
+    """in | left | dead"""
+
+
+class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A lease that is on its gpus, or wants to be let in.
+
+    `assertion` is what the ledger must be told if it has lost its data (`BroughtLease` as JSON values); `began_ms` is
+    when it was let in (CLOCK_BOOTTIME).
+    """
+
+    id: str
+    token: int
+    gpus: tuple[str, ...]
+    exclusive: bool
+    parties: list[Party] = []
+    assertion: dict[str, Any] = {}
+    began_ms: int = 0
+    lost: str = ""
+
+    @property
+    def holder(self) -> Party:
+        """The process that asked for the lease."""
+        return self.parties[0]
+
+    @property
+    def inside(self) -> list[Party]:
+        """Those that have neither left nor died."""
+        return [party for party in self.parties if party.state == "in"]
+
+    def in_the_way_of(self, other: Lease) -> bool:
+        """Whether both cannot be on a gpu together."""
+        return (self.exclusive or other.exclusive) and not set(self.gpus).isdisjoint(other.gpus)
+
+
+class Admitted(NamedTuple):
+    """It may begin."""
+
+
+class Waits(NamedTuple):
+    """It must wait until these leases are over."""
+
+    blockers: tuple[Lease, ...]
+
+
+class Refused(NamedTuple):
+    """It may never begin: its turn is over."""
+
+    why: str
+
+
+Verdict = Admitted | Waits | Refused
+
+
+class Fence:
+    """The leases on this host's gpus, and the highest token that each gpu has seen."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, Lease] = {}
+        # gpu -> highest token of an exclusive lease, and of any lease, that was let in.
+        self.marks: dict[str, tuple[int, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Fence {len(self.leases)} leases on {len(self.marks)} gpus>"
+
+    @property
+    def token(self) -> int:
+        """The highest token that was ever let in."""
+        return max((mark[1] for mark in self.marks.values()), default=0)
+
+    def ask(self, lease: Lease) -> Verdict:
+        """Whether `lease` may begin now. Changes nothing."""
+        known = self.leases.get(lease.id)
+        if known is not None and known.token == lease.token:
+            return Refused("it was lost") if known.lost else Admitted()
+        if known is not None and known.token > lease.token:
+            return Refused(f"a later grant of this ticket (token {known.token}) is in")
+        for gpu in lease.gpus:
+            exclusive_mark, any_mark = self.marks.get(gpu, (0, 0))
+            mark = any_mark if lease.exclusive else exclusive_mark
+            if mark > lease.token:
+                return Refused(f"{gpu} has been given to a later lease (token {mark})")
+        blockers = tuple(other for other in self.leases.values() if other.in_the_way_of(lease) and other is not known)
+        return Waits(blockers) if blockers else Admitted()
+
+    def enter(self, lease: Lease) -> None:
+        """Record that `lease` is on its gpus; `ask` has said that it may, or it has been there all the time."""
+        self.leases[lease.id] = lease
+        for gpu in lease.gpus:
+            exclusive_mark, any_mark = self.marks.get(gpu, (0, 0))
+            self.marks[gpu] = (
+                max(exclusive_mark, lease.token) if lease.exclusive else exclusive_mark,
+                max(any_mark, lease.token),
+            )
+
+    def join(self, id: str, party: Party) -> bool:
+        """Let another process of the run into the lease `id`. Returns whether that lease is in."""
+        lease = self.leases.get(id)
+        if lease is None or lease.lost:
+            return False
+        if all(known.ticket != party.ticket for known in lease.parties):
+            lease.parties.append(party)
+        return True
+
+    def leave(self, ticket: str, state: str = "left") -> Lease | None:
+        """A party has said that it has left, or is dead. Returns its lease if nobody is inside any more."""
+        for lease in self.leases.values():
+            for party in lease.parties:
+                if party.ticket == ticket and party.state == "in":
+                    party.state = state
+                    return None if lease.inside else lease
+        return None
+
+    def remove(self, id: str) -> Lease | None:
+        """The lease `id` is over."""
+        return self.leases.pop(id, None)
+
+    def lease_of(self, ticket: str) -> Lease | None:
+        """The lease that the ticket holds or has joined."""
+        if ticket in self.leases:
+            return self.leases[ticket]
+        return next((x for x in self.leases.values() if any(party.ticket == ticket for party in x.parties)), None)
+
+    def on(self, gpu: str) -> list[Lease]:
+        """The leases on one gpu."""
+        return [lease for lease in self.leases.values() if gpu in lease.gpus]
+
+    def of_process(self, pid: int, started: int) -> list[tuple[Lease, Party]]:
+        """What one process is in."""
+        return [
+            (lease, party)
+            for lease in self.leases.values()
+            for party in lease.parties
+            if (party.pid, party.started) == (pid, started) and party.state == "in"
+        ]
+
+
+def unlisted(fence: Fence, session: str, listed: Iterable[str], as_of: int) -> list[Party]:
+    """The parties of a session that have left without being heard: its hello does not list them any more.
+
+    :param as_of: the highest token that the session knew of when it made its list; later leases are not judged by it
+    """
+    known = set(listed)
+    return [
+        party
+        for lease in fence.leases.values()
+        for party in lease.parties
+        if party.session == session and party.state == "in" and party.ticket not in known and lease.token <= as_of
+    ]

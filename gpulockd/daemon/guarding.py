@@ -1,0 +1,360 @@
+"""The guard: lets leases in on this host's gpus, knows the processes in them, and hears of their deaths.
+
+All of it is synchronous: a line comes in, a death is told, and what follows is decided and answered at once. What needs
+the ledger (ending sessions of the dead, settling gpus) is taken up by the service `settling`, which `on_change` wakes.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from gpulockd.client.whoami import boot_id
+from gpulockd.clock import boottime_s
+from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of
+from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
+from gpulockd.daemon.journal import Journal, RecordUnwritable
+from gpulockd.hardware.processes.following import Runs
+from gpulockd.hardware.processes.identity import Process, alive, identify
+from gpulockd.hardware.processes.kin import is_kin
+from gpulockd.hardware.processes.watch import Watch
+from gpulockd.ledger.verbs import BroughtLease
+from gpulockd.model import Process as LedgerProcess
+
+Words = Mapping[str, Any]
+
+NOT_YOURS = "this session belongs to another process"
+
+_log = structlog.get_logger(__name__)
+
+
+class Caller:
+    """One connection to the guard, or a request that the daemon makes for a process.
+
+    :param process: who the kernel says it is; None where it does not show it, and the connection stands for it
+    :param say: sends one line; must not block
+    """
+
+    def __init__(self, process: Process | None, uid: int, say: Callable[[Words], None], *, hint: str = "") -> None:
+        """:param hint: why the kernel does not show the process, and the cure"""
+        self.hint = hint
+        self.process = process
+        self.uid = uid
+        self.say = say
+        self.sessions: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.process or 'invisible'}>"
+
+    def party(self, ticket: str, session: str) -> Party:
+        """This caller in a lease."""
+        pid, started = (self.process.pid, self.process.started_ticks) if self.process else (0, 0)
+        return Party(ticket=ticket, session=session, pid=pid, started=started, uid=self.uid)
+
+
+class Guard:
+    """The fence of this host's gpus, who is inside, and who waits before it."""
+
+    on_change: Callable[[], None] | None = None
+    doubtful = False
+    """Whether the record of before could not be read whole."""
+
+    def __init__(self, fence: Fence, journal: Journal, runs: Runs, watch: Watch) -> None:
+        """:param watch: tells deaths to `died`; `runs` follows the processes of each lease"""
+        self.fence = fence
+        self.runs = runs
+        self.dead_sessions: set[str] = set()
+        self.unproven: set[str] = set()
+        """Leases that nobody of a known process has named: from the ledger, or not yet found there."""
+        self.fresh: set[str] = set()
+        """Leases let in since the ledger was last compared with the fence."""
+        self._journal = journal
+        self._watch = watch
+        self._waiting: dict[str, tuple[Lease, Caller]] = {}
+        self._owners: dict[str, Process | Caller] = {}
+        self._callers: dict[str, list[Caller]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Guard {len(self.fence.leases)} in, {len(self._waiting)} waiting>"
+
+    @property
+    def waiting(self) -> list[Lease]:
+        """The leases that wait to be let in."""
+        return [lease for lease, _ in self._waiting.values()]
+
+    def knows_all(self) -> bool:
+        """Whether nobody can be on a gpu here that the fence does not know."""
+        return not self.unproven and not self.doubtful
+
+    @property
+    def highest_token(self) -> int:
+        """The highest token that was let in."""
+        return self.fence.token
+
+    def assertions(self) -> list[tuple[str, LedgerProcess, BroughtLease]]:
+        """The leases that are in, each with its session and process, as a ledger that lost them must be told."""
+        told = []
+        for lease in self.fence.leases.values():
+            party = lease.holder
+            if lease.lost or party.state != "in" or not lease.assertion:
+                continue
+            try:
+                words = msgspec.convert(lease.assertion, BroughtLease)
+            except msgspec.ValidationError:
+                continue  # an old or foreign client: it must say it itself
+            words.age_ms = max(0, round(boottime_s() * 1000) - lease.began_ms)
+            process = LedgerProcess(
+                pid=party.pid, host=socket.gethostname(), boot_id=boot_id(), started_ticks=party.started
+            )
+            told.append((party.session, process, words))
+        return told
+
+    def changed(self) -> None:
+        """Wake the service that compares fence and ledger."""
+        if self.on_change is not None:
+            self.on_change()
+
+    # What callers say.
+
+    def hello(self, caller: Caller, said: Hello) -> Words:
+        """Take a session's word for what it has; answer what of it is in."""
+        if not said.session:
+            return {}
+        if not self._bind(caller, said.session):
+            return {"error": NOT_YOURS, "hint": "a process opens a session of its own"}
+        listed = [*said.known, *(words.id for words in said.held)]
+        for party in unlisted(self.fence, said.session, listed, said.as_of):
+            _log.info("guard.left_unheard", lease=party.ticket, message="a lease was left while nobody listened")
+            self._leave(party.ticket)
+        return {"admitted": [words.id for words in said.held if self._adopt(caller, said.session, words)]}
+
+    def admit(self, caller: Caller, said: Admit) -> Words | None:
+        """Let a lease in, or answer later (None) when those before it are over."""
+        words = said.lease
+        if not self._bind(caller, said.session):
+            return _refused(words, NOT_YOURS)
+        if words.of:
+            return self._join(caller, said.session, words)
+        lease = lease_of(words, caller.party(words.id, said.session))
+        verdict = self.fence.ask(lease)
+        if isinstance(verdict, Waits):
+            self._waiting[lease.id] = (lease, caller)
+            self.changed()
+            return {"waits": lease.id, "token": lease.token, "for": [_told(other) for other in verdict.blockers]}
+        if isinstance(verdict, Refused):
+            return _refused(words, verdict.why)
+        known = self.fence.leases.get(lease.id)
+        if known is None or known.token != lease.token:
+            return self._enter(lease, caller)
+        if self._adopt(caller, said.session, words):
+            return {"admitted": lease.id, "token": lease.token}
+        return _refused(words, NOT_YOURS)
+
+    def leave(self, caller: Caller, said: Leave) -> None:
+        """The body of a lease of the caller's is over, or will not begin."""
+        waiting = self._waiting.get(said.lease)
+        if waiting is not None and waiting[0].token == said.token:
+            if waiting[1].process == caller.process:
+                del self._waiting[said.lease]
+            return
+        lease = self.fence.lease_of(said.lease)
+        if lease is None or lease.token != said.token:
+            return
+        mine = next((party for party in lease.parties if party.ticket == said.lease), None)
+        if mine is not None and self._is(mine, caller):
+            self._leave(said.lease)
+
+    def gone(self, caller: Caller) -> None:
+        """A connection has ended. A process that the kernel shows lives on without it; one that it hides does not."""
+        for id, (_, other) in list(self._waiting.items()):
+            if other is caller:
+                del self._waiting[id]
+        for session in caller.sessions:
+            callers = self._callers.get(session, [])
+            if caller in callers:
+                callers.remove(caller)
+            if caller.process is None and not callers:
+                self._end_session(session)
+
+    def died(self, process: Process) -> None:
+        """A process has ended: so have its sessions, and it is in no lease any more."""
+        for session, owner in list(self._owners.items()):
+            if owner == process:
+                self._end_session(session)
+        for _, party in self.fence.of_process(process.pid, process.started_ticks):
+            self._leave(party.ticket, "dead")
+
+    # What the ledger says, brought by `settling`.
+
+    def adopt_ledgers(self, lease: Lease) -> None:
+        """A lease that stood in the ledger before the guard came: nobody's word but the ledger's, never signalled."""
+        if lease.id in self.fence.leases:
+            return
+        for party in lease.parties:
+            if party.pid and identify(party.pid) != Process(party.pid, party.started):
+                party.pid = party.started = 0  # a number of another pid namespace, or of nobody any more
+        self.unproven.add(lease.id)
+        self.fence.enter(lease)
+        self.watch_recorded(lease.parties)
+
+    def lost(self, lease: Lease, reason: str) -> None:
+        """The ledger has ended a lease without its holder: tell those inside."""
+        if lease.lost:
+            return
+        lease.lost = reason
+        self._record(lease)
+        for party in lease.inside:
+            self.tell(party.session, {"lost": party.ticket, "reason": reason})
+            if not party.pid and not self._callers.get(party.session):
+                party.state = "dead"  # no process that the kernel shows, and no connection: nobody to wait for
+
+    def over(self, id: str) -> None:
+        """A lease is over: let in whom it kept out."""
+        lease = self.fence.remove(id)
+        if lease is None:
+            return
+        self.unproven.discard(id)
+        self.fresh.discard(id)
+        self._journal.over(lease)
+        self.runs.drop(id)
+        self.let_in()
+        self.changed()
+
+    def let_in(self) -> None:
+        """Look again at those that wait, the latest grant first: an earlier one's turn is over."""
+        for id, (lease, caller) in sorted(self._waiting.items(), key=lambda item: -item[1][0].token):
+            verdict = self.fence.ask(lease)
+            if isinstance(verdict, Waits):
+                continue
+            del self._waiting[id]
+            if isinstance(verdict, Refused):
+                caller.say({"refused": id, "token": lease.token, "why": verdict.why})
+            else:
+                caller.say(self._enter(lease, caller))
+
+    def tell(self, session: str, words: Words) -> None:
+        """Say something to every connection of a session."""
+        for caller in self._callers.get(session, ()):
+            caller.say(words)
+
+    def sessions_inside(self) -> set[str]:
+        """The sessions of living processes that are in a lease, for the guard to vouch for."""
+        return {party.session for lease in self.fence.leases.values() if not lease.lost for party in lease.inside}
+
+    def watch_recorded(self, processes: Iterable[Party]) -> None:
+        """Watch the processes of a record that was read again; those that have died meanwhile are told at once."""
+        for party in processes:
+            if party.pid:
+                process = Process(party.pid, party.started)
+                self._owners.setdefault(party.session, process)
+                self._watch.add(process)
+
+    # How it is done.
+
+    def _bind(self, caller: Caller, session: str) -> bool:
+        """Take a session for this caller's process; only the first that names it may."""
+        owner = self._owners.setdefault(session, caller.process or caller)
+        if owner != (caller.process or caller) and not (isinstance(owner, Process) and not alive(owner)):
+            return False
+        self._owners[session] = caller.process or caller
+        if session not in caller.sessions:
+            caller.sessions.add(session)
+            self._callers.setdefault(session, []).append(caller)
+        if caller.process is not None and caller.process not in self._watch:
+            self._watch.add(caller.process)
+        return True
+
+    def _adopt(self, caller: Caller, session: str, words: LeaseWords) -> bool:
+        """A lease that its own process names at its hello: it is in, unless the fence knows better."""
+        known = self.fence.lease_of(words.id)
+        party = caller.party(words.id, session)
+        if known is not None and known.token == words.token and not known.lost:
+            if known.id in self.unproven:
+                known.parties, known.assertion = [party], words.assertion
+                self.unproven.discard(known.id)
+                self._follow(known, party)
+                self._record(known)
+            return any(mine.ticket == words.id and self._is(mine, caller) for mine in known.parties)
+        if words.of:
+            answer = self._join(caller, session, words)
+        else:
+            lease = lease_of(words, party)
+            answer = self._enter(lease, caller) if self.fence.ask(lease) == Admitted() else {}
+        return "admitted" in answer
+
+    def _enter(self, lease: Lease, caller: Caller) -> Words:
+        lease.began_ms = lease.began_ms or round(boottime_s() * 1000)
+        try:
+            self._journal.entered(lease)
+        except RecordUnwritable as full:
+            self._waiting[lease.id] = (lease, caller)
+            _log.error("guard.record_unwritable", message=full.message)
+            return {"waits": lease.id, "token": lease.token, "for": [], "why": full.message}
+        self.fence.enter(lease)
+        self.fresh.add(lease.id)
+        self._follow(lease, lease.holder)
+        self.changed()
+        return {"admitted": lease.id, "token": lease.token}
+
+    def _join(self, caller: Caller, session: str, words: LeaseWords) -> Words:
+        lease = self.fence.leases.get(words.of)
+        if lease is None or lease.lost or lease.token != words.token:
+            return _refused(words, "the lease that it joins is not in")
+        kin = caller.process is not None and (
+            caller.process in self.runs.members(lease.id)
+            or any(is_kin(caller.process, Process(p.pid, p.started), lease.id) for p in lease.parties)
+        )
+        if not kin:
+            return _refused(words, "this process does not descend from the holder")
+        party = caller.party(words.id, session)
+        self.fence.join(lease.id, party)
+        self._record(lease)
+        self._follow(lease, party)
+        return {"admitted": words.id, "token": words.token}
+
+    def _leave(self, ticket: str, state: str = "left") -> None:
+        lease = self.fence.lease_of(ticket)
+        emptied = self.fence.leave(ticket, state)
+        if emptied is not None and all(party.state == "left" for party in emptied.parties):
+            self.over(emptied.id)
+        elif lease is not None:
+            self._record(lease)
+            self.changed()
+
+    def _end_session(self, session: str) -> None:
+        self._owners.pop(session, None)
+        self._callers.pop(session, None)
+        self.dead_sessions.add(session)
+        for lease in list(self.fence.leases.values()):
+            for party in lease.inside:
+                if party.session == session:
+                    self._leave(party.ticket, "dead")
+        self.changed()
+
+    def _follow(self, lease: Lease, party: Party) -> None:
+        if party.pid:
+            self.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)
+
+    def _record(self, lease: Lease) -> None:
+        try:
+            self._journal.entered(lease)
+        except RecordUnwritable as full:
+            _log.error("guard.record_unwritable", message=full.message)
+
+    @staticmethod
+    def _is(party: Party, caller: Caller) -> bool:
+        if caller.process is None:
+            return party.pid == 0 and party.session in caller.sessions
+        return (party.pid, party.started) == (caller.process.pid, caller.process.started_ticks)
+
+
+def _refused(words: LeaseWords, why: str) -> Words:
+    return {"refused": words.id, "token": words.token, "why": why}
+
+
+def _told(lease: Lease) -> Words:
+    return {"lease": lease.id, "token": lease.token, "pid": lease.holder.pid, "gpus": lease.gpus}

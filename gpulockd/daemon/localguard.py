@@ -1,0 +1,87 @@
+"""The guard as seen from inside the daemon: leases that the HTTP side asks for on behalf of a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gpulockd.client.guarded import NotAdmitted
+from gpulockd.client.table import Entry
+from gpulockd.daemon.admission import Admit, LeaseWords, Leave
+from gpulockd.daemon.guarding import Caller, Guard
+from gpulockd.hardware.processes.identity import Process
+
+
+class LocalGuard:
+    """What a line of the daemon's own needs of the guard (`client.admitting.Admits`), for one process.
+
+    :param process: the process that will hold; None where the kernel shows none, and this object stands for it
+    """
+
+    def __init__(self, guard: Guard, process: Process | None, uid: int) -> None:
+        self._guard = guard
+        self._caller = Caller(process, uid, self._hear)
+        self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
+        self._entries: dict[str, Entry] = {}
+
+    def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
+        """Ask to be let in. The future fails with `NotAdmitted`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked[entry.id] = token, future
+        self._entries[entry.id] = entry
+        words = LeaseWords(
+            id=entry.id,
+            token=token,
+            gpus=gpus,
+            exclusive=entry.ask.wants.exclusive,
+            of=entry.of if entry.state == "member" else "",
+            assertion=msgspec.to_builtins(entry.assertion(token, gpus)),
+        )
+        answer = self._guard.admit(self._caller, Admit(session=entry.session, lease=words))
+        if answer is not None:
+            self._hear(answer)
+        return future
+
+    def leave(self, entry: Entry) -> None:
+        """Say that the body is over, or will not begin."""
+        token, future = self._asked.pop(entry.id, (entry.token, None))
+        if future is not None:
+            future.cancel()
+        if token:
+            self._guard.leave(self._caller, Leave(lease=entry.id, token=token))
+
+    def vouches(self, entry: Entry) -> bool:
+        """Whether the guard has let this lease in."""
+        lease = self._guard.fence.lease_of(entry.id)
+        return lease is not None and lease.token == entry.token and not lease.lost
+
+    def look(self) -> None:
+        """Nothing to connect."""
+
+    def close(self) -> None:
+        """The request is over. A process that goes on with the lease says so itself."""
+        self._guard.gone(self._caller)
+
+    def descriptors(self) -> list[int]:
+        """None of its own."""
+        return []
+
+    def _hear(self, said: Mapping[str, Any]) -> None:
+        if "lost" in said:
+            entry = self._entries.get(said["lost"])
+            if entry is not None:
+                entry.lose(said["reason"])
+            return
+        id = str(said.get("admitted") or said.get("refused") or "")
+        token, future = self._asked.get(id, (0, None))
+        if future is None or future.done() or token != said.get("token"):
+            return
+        del self._asked[id]
+        if "admitted" in said:
+            future.set_result(None)
+        else:
+            future.set_exception(NotAdmitted(f"the guard does not let this lease in: {said.get('why')}"))
+            future.exception()

@@ -1,0 +1,58 @@
+"""Opens the guard of a pool: its record is read, and those who are in it are watched again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from gpulockd.daemon.fence import Fence
+from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.journal import Journal
+from gpulockd.hardware.processes.following import Runs
+from gpulockd.hardware.processes.identity import Process, identify
+from gpulockd.hardware.processes.watch import Watch
+
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def open_guard(state: str, pool: str, boot_id: str) -> Iterator[Guard]:
+    """The guard of `pool`, with all that its record in the folder `state` says of this boot.
+
+    :raises RecordUnwritable: if the record cannot be written
+    """
+    journal = Journal(os.path.join(state, f"guard-{pool}.log"), boot_id)
+    fence, found = journal.load()
+    spared = [process for process in (identify(os.getpid()),) if process is not None]
+    guard: Guard | None = None
+
+    def died(process: Process) -> None:
+        if guard is not None:
+            guard.died(process)
+
+    def changed_run(lease: str, process: Process) -> None:
+        if guard is not None:
+            guard.changed()
+
+    watch, runs = Watch(died), Runs(changed_run, spared=spared)
+    with watch, runs:
+        guard = Guard(fence, journal, runs, watch)
+        guard.doubtful = found == "doubtful"
+        _watch_again(guard, fence)
+        if fence.leases:
+            _log.info("guard.record_read", leases=len(fence.leases), message=f"{fence} of before")
+        try:
+            yield guard
+        finally:
+            journal.close()
+
+
+def _watch_again(guard: Guard, fence: Fence) -> None:
+    for lease in fence.leases.values():
+        guard.watch_recorded(lease.inside)
+        for party in lease.parties:
+            if party.pid:
+                guard.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)

@@ -1,0 +1,88 @@
+"""The watchdog is fed only while every service gets on with its work: a daemon whose loop turns but whose timer is dead
+is as good as hung, and systemd starts it again.
+
+Each service has a `Pulse` and beats it whenever it has ended a cycle, also one that met expected trouble (the store is
+away): what it proves is that it goes round, not that the world is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from gpulockd.daemon.notify import notify
+
+LOOK_AGAIN_S = 1.0
+"""How soon to look again at a service that is late (in seconds)."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Pulse(msgspec.Struct, kw_only=True):
+    """One service: it must beat at least every `within_s`; `at_s` is its last beat (both in seconds, loop's clock)."""
+
+    name: str
+    within_s: float
+    at_s: float
+
+    def beat(self) -> None:
+        """Say that a cycle has ended."""
+        self.at_s = anyio.current_time()
+
+
+class Pulses:
+    """The pulses of all services that have one."""
+
+    def __init__(self) -> None:
+        self._all: list[Pulse] = []
+
+    def add(self, name: str, *, within_s: float) -> Pulse:
+        """Return the pulse of a new service, which counts as just beaten.
+
+        :param within_s: the longest that one of its cycles may take, its waits included (in seconds)
+        """
+        pulse = Pulse(name=name, within_s=within_s, at_s=anyio.current_time())
+        self._all.append(pulse)
+        return pulse
+
+    def overdue(self) -> tuple[str, ...]:
+        """Return the names of the services that are late now."""
+        return overdue(self._all, anyio.current_time())
+
+
+def overdue(pulses: Collection[Pulse], now_s: float) -> tuple[str, ...]:
+    """Return the names of the pulses that should have beaten by `now_s` (in seconds) and have not."""
+    return tuple(sorted(pulse.name for pulse in pulses if now_s - pulse.at_s > pulse.within_s))
+
+
+def healthy(pulses: Collection[Pulse], now_s: float) -> bool:
+    """Return whether every pulse has beaten in its time."""
+    return not overdue(pulses, now_s)
+
+
+async def run(
+    pulses: Pulses,
+    interval_s: float,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Tell the service manager every `interval_s` (in seconds) that the daemon gets on, and say who does not."""
+    said: tuple[str, ...] = ()
+    task_status.started()
+    while True:
+        late = pulses.overdue()
+        if not late:
+            notify("WATCHDOG=1")
+        if late and late != said:
+            _log.error("watchdog.starved", services=late, message=f"no progress: {', '.join(late)}")
+            notify(f"STATUS=no progress: {', '.join(late)}")
+        elif said and not late:
+            _log.info("watchdog.recovered", message="every service gets on again")
+            notify("STATUS=every service gets on again")
+        said = late
+        # After a stall of the whole process all are late for a moment; that must not cost a whole interval.
+        await anyio.sleep(min(interval_s, LOOK_AGAIN_S) if late else interval_s)

@@ -1,0 +1,175 @@
+"""The members of every run that is held, kept between scans: their deaths told at once, their children found in time.
+
+A scan costs 20 to 40 µs for each process of the host. It is due when a holder comes and each second while any run is
+held. A member's death makes none due: its children have a new parent by then. So a child that is born and loses its
+parent between two scans is not found by descent: see `runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from gpulockd.hardware.processes.identity import Process
+from gpulockd.hardware.processes.table import Memories, Table, take_table
+from gpulockd.hardware.processes.watch import Watch
+from gpulockd.hardware.runs import run_of
+
+SCAN_S = 1.0
+"""How often held runs are looked through for new children, in seconds."""
+
+LEAST_REST = 20
+"""How many times longer than a scan the pause after it is at least, on hosts with very many processes."""
+
+CardPids = Callable[[str], Collection[int]]
+"""What the cards of a lease show now, by lease."""
+
+
+def no_cards(lease: str) -> Collection[int]:
+    """For hosts whose cards show no processes."""
+    return ()
+
+
+class Run:
+    """One lease's processes: who holds it, which ids name it, and the living members that were found."""
+
+    def __init__(self, lease: str, spared: Collection[Process]) -> None:
+        self.lease = lease
+        self.lease_ids = {lease}
+        self.holders: set[Process] = set()
+        self.members: set[Process] = set()
+        self.spared = frozenset(spared)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.lease} of {len(self.holders)} with {len(self.members)} processes>"
+
+
+class Runs:
+    """All runs of this host. Of one loop; enter it there."""
+
+    def __init__(
+        self,
+        died: Callable[[str, Process], None] = lambda lease, process: None,
+        *,
+        spared: Collection[Process] = (),
+        memories: Memories | None = None,
+    ) -> None:
+        """:param died: told on the loop of each member's death, once for each run that it was of
+        :param spared: processes that with their descendants are of no run: the daemon and its store
+        """
+        self._told = died
+        self._spared = frozenset(spared)
+        self._memories = memories or Memories()
+        self._runs: dict[str, Run] = {}
+        self._watch = Watch(self._end)
+        self._due = anyio.Event()
+
+    def __enter__(self) -> Self:
+        self._watch.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.__exit__(kind, error, trace)
+
+    def hold(
+        self,
+        lease: str,
+        holder: Process,
+        pidfd: int | None = None,
+        *,
+        lease_id: str | None = None,
+        spared: Collection[Process] = (),
+    ) -> None:
+        """Follow one more holder of a lease, the first one or one that joined; a scan becomes due.
+
+        :param pidfd: of this very process, ours from now on
+        :param lease_id: the name under which a joined process has the lease
+        :param spared: processes of no concern to this run, such as what a shell started before it became the wrapper
+        """
+        run = self._runs.setdefault(lease, Run(lease, self._spared))
+        run.spared |= frozenset(spared)
+        run.lease_ids |= {lease_id} if lease_id else set()
+        run.holders.add(holder)
+        run.members.add(holder)
+        self._watch.add(holder, pidfd)
+        self._due.set()
+
+    def drop(self, lease: str) -> None:
+        """Follow this run no longer."""
+        run = self._runs.pop(lease, None)
+        for process in run.members if run else ():
+            if not self.leases_of(process):
+                self._watch.discard(process)
+
+    def members(self, lease: str) -> frozenset[Process]:
+        """The living members of a run as far as they are known."""
+        run = self._runs.get(lease)
+        return frozenset(run.members) if run else frozenset()
+
+    def leases_of(self, process: Process) -> frozenset[str]:
+        """The runs that a process is of."""
+        return frozenset(lease for lease, run in self._runs.items() if process in run.members)
+
+    def holds_another(self, lease: str) -> frozenset[Process]:
+        """The members of a run that hold another lease themselves, with it lost if they are ended."""
+        others = {holder for run in self._runs.values() if run.lease != lease for holder in run.holders}
+        return self.members(lease) & others
+
+    def pidfd(self, process: Process) -> int | None:
+        """The descriptor of a member, to store; it stays ours."""
+        return self._watch.pidfd(process)
+
+    async def scan(self, card_pids: CardPids = no_cards) -> Table:
+        """Look for new members of every run; return the table that was looked at.
+
+        :raises TimeoutError: if /proc does not answer
+        """
+        table = await take_table()
+        shown = {lease: tuple(card_pids(lease)) for lease in list(self._runs)}
+        asked = {table[pid].process for pids in shown.values() for pid in pids if pid in table}
+        tags = await self._memories.leases(asked)
+        for lease, run in list(self._runs.items()):
+            found = run_of(
+                run.holders,
+                table,
+                run.members,
+                lease_ids=run.lease_ids,
+                card_pids=shown.get(lease, ()),
+                tags=tags,
+                spared=run.spared,
+            )
+            # The watch alone says who has died: the table may be older than a member that was found meanwhile.
+            for process in found - run.members:
+                run.members.add(process)
+                self._watch.add(process)
+        return table
+
+    async def follow(self, card_pids: CardPids = no_cards, interval_s: float = SCAN_S) -> None:
+        """Scan when a holder comes, and each `interval_s` seconds while a run is held, until cancelled.
+
+        :raises TimeoutError: if /proc does not answer
+        """
+        while True:
+            self._due = anyio.Event()
+            rest_s = 0.0
+            if self._runs:
+                began_s = anyio.current_time()
+                await self.scan(card_pids)
+                rest_s = LEAST_REST * (anyio.current_time() - began_s)
+                await anyio.sleep(rest_s)
+            with anyio.move_on_after(max(0.0, interval_s - rest_s) if self._runs else None):
+                await self._due.wait()
+
+    def _end(self, process: Process) -> None:
+        for run in list(self._runs.values()):
+            if process in run.members:
+                run.members.discard(process)
+                self._told(run.lease, process)
+
+    def __repr__(self) -> str:
+        return f"<Runs {len(self._runs)} with {len(self._watch)} processes>"

@@ -1,0 +1,78 @@
+"""Which processes are the run of a lease, decided from a table of processes alone: no look at the system, no clock.
+
+A run is the holder and its descendants; children of a dead member stay members. A process that a card shows counts
+if it descends from the run, or was started with this lease in its environment. A cgroup counts only if `gpulockd run`
+made it for this run: any other is a whole container or a whole login.
+
+What this cannot see: a child that was born and lost its parent between two scans is nobody's descendant any more. On
+a card it is still found, by `GPULOCKD_LEASE` in its environment; elsewhere it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from gpulockd.hardware.processes.identity import Process
+from gpulockd.hardware.processes.table import Table
+
+
+def run_of(
+    holders: Collection[Process],
+    table: Table,
+    known: Collection[Process] = (),
+    *,
+    lease_ids: Collection[str] = (),
+    card_pids: Collection[int] = (),
+    tags: Mapping[Process, str] | None = None,
+    cgroup_pids: Collection[int] = (),
+    spared: Collection[Process] = (),
+) -> frozenset[Process]:
+    """Return the living members of a run.
+
+    :param holders: the process that holds the lease, and those that joined it
+    :param known: what earlier scans found; children of a dead member are members through this alone
+    :param lease_ids: the lease, as `GPULOCKD_LEASE` may name it
+    :param card_pids: the pids that the lease's own cards show
+    :param tags: the `GPULOCKD_LEASE` of each of those
+    :param cgroup_pids: what is in the cgroup that `gpulockd run` made for this very run
+    :param spared: processes that, with their descendants, are of no run: the daemon and its store
+    """
+    outside = _with_descendants(_living(spared, table), table, frozenset())
+    tags = tags or {}
+    found = set(_living([*holders, *known], table))
+    found |= {stat.process for pid in cgroup_pids if (stat := table.get(pid)) is not None and not stat.is_dead}
+    for pid in card_pids:
+        stat = table.get(pid)
+        if stat is not None and not stat.is_dead and tags.get(stat.process) in lease_ids:
+            found.add(stat.process)
+    return _with_descendants(found - outside, table, outside)
+
+
+def strangers_on(card_pids: Collection[int], run: Collection[Process], table: Table) -> frozenset[Process]:
+    """Return the living processes that a card shows and that are not of this run."""
+    seen = {stat.process for pid in card_pids if (stat := table.get(pid)) is not None and not stat.is_dead}
+    return frozenset(seen.difference(run))
+
+
+def _living(processes: Collection[Process], table: Table) -> set[Process]:
+    return {
+        process
+        for process in processes
+        if (stat := table.get(process.pid)) is not None and stat.process == process and not stat.is_dead
+    }
+
+
+def _with_descendants(roots: Collection[Process], table: Table, outside: Collection[Process]) -> frozenset[Process]:
+    children: dict[int, list[Process]] = {}
+    for stat in table.values():
+        if not stat.is_dead:
+            children.setdefault(stat.parent, []).append(stat.process)
+    found, queue = set(roots), list(roots)
+    while queue:
+        parent = queue.pop()
+        for child in children.get(parent.pid, ()):
+            # A child that is older than its parent belonged to an earlier process of that pid.
+            if child.started_ticks >= parent.started_ticks and child not in found and child not in outside:
+                found.add(child)
+                queue.append(child)
+    return frozenset(found)
