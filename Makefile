@@ -53,7 +53,10 @@ install-service:  ## install for all in /opt/gpulockd and run it under systemd, 
 	$(HOME_OF_SERVICE)/bin/pip install --quiet --disable-pip-version-check --upgrade '.[server]'; \
 	$(HOME_OF_SERVICE)/bin/gpulockd install-service $(ARGS)
 
-faults soak test-performance test-gpu:
+test-gpu: venv  ## the tests of cards, against a real GPU too (skipped with a reason where there is none)
+	$(BIN)/python -m pytest -rs -s tests/hardware $(ARGS)
+
+faults soak test-performance:
 	@echo 'make: $@ arrives with a later package' >&2; exit 1
 
 vendor-free:  ## the lock names packages only: no index, no host, no local path

@@ -136,8 +136,8 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True):
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A ticket or lease as the ledger has it; ages and waits are in ms of ledger time.
 
-    `level` is the highest time limit that was acted on. `seen_age_ms`: since a keepalive or the task itself last renewed
-    it; `heartbeat_age_ms`: since the task last spoke; `missed_age_ms`: since its silence was last told of.
+    `level` is the highest time limit that was acted on. `seen_age_ms`: since a keepalive or the task itself renewed it;
+    `heartbeat_age_ms`: since the task spoke; `missed_age_ms`: since its silence was told of.
     """
 
     id: str

@@ -63,10 +63,15 @@ class Keeping:
             self._watch(self._holding)
 
     def _watch(self, holding: Holding) -> None:
-        stopper = threading.Thread(target=self._watch_stop, args=(holding,), name="gpulockd-stop", daemon=True)
-        stopper.start()
+        threading.Thread(target=self._hear, args=(holding,), name="gpulockd-hearing", daemon=True).start()
+        threading.Thread(target=self._watch_stop, args=(holding,), name="gpulockd-stop", daemon=True).start()
         holding.entry.lost.wait_blocking()
         self._lose(holding.entry.lost_reason or "ended")
+
+    def _hear(self, holding: Holding) -> None:
+        from gpulockd.cli.hearing import hear
+
+        hear(holding.keeper, holding.entry)
 
     def _watch_stop(self, holding: Holding) -> None:
         holding.entry.stopping.wait_blocking()

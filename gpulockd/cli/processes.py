@@ -31,7 +31,7 @@ def look(pid: int) -> Member | None:
     except OSError:
         return None
     words = tail.split()
-    return Member(pid, int(words[1]), int(words[19]), head.partition("(")[2], words[0] in "ZX")
+    return Member(pid, int(words[1]), int(words[19]), head.partition("(")[2], words[0] in "ZX" and int(words[17]) <= 1)
 
 
 def pending(pid: int) -> set[int]:

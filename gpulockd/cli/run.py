@@ -24,6 +24,8 @@ from gpulockd.units import check_key, format_duration, parse_duration_s, parse_m
 BUSY, WAITED_TOO_LONG, OWN_FAILURE = 75, 124, 125
 UNLIMITED_S = 1e9
 """A limit beyond every job's life (in seconds): what `--timeout none` asks for."""
+SCARCELY_S = 1e8
+"""From here on a limit is none that anybody waits for (in seconds)."""
 SHORTEST_LIMIT_S = 0.05
 MOST_GPUS = 64
 
@@ -90,7 +92,7 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
     limit_s = None if args.timeout is None or args.timeout >= UNLIMITED_S else args.timeout
     wrapper = Wrapper(run, keeping, limit_s=limit_s, soft_signal=args.soft_signal)
     code = wrapper.wait()
-    is_released = keeping.release(tell=wrapper.outcome != "lost")
+    is_released = keeping.release(tell=wrapper.outcome == "exited")
     if is_released and not args.quiet and not grant.is_member and wrapper.outcome != "lost":
         say(f"released {grant.shown} after {format_duration(time.monotonic() - began)}")
     return wrapper.outcome, code
@@ -99,13 +101,20 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
 def _begins(grant: Grant, timeout_s: float | None) -> str:
     if grant.is_member:
         return f"joins the lease of the outer run on {grant.names}"
-    return f"got {grant.shown} after {format_duration(grant.waited_s)}, {_limits(timeout_s)}"
+    return f"got {grant.shown} after {format_duration(grant.waited_s)}, {_limits(grant.limits_s, timeout_s)}"
 
 
-def _limits(timeout_s: float | None) -> str:
-    if timeout_s is None:
-        return "limits as configured"
-    return "no limits" if timeout_s >= UNLIMITED_S else f"limits hard {format_duration(timeout_s)}"
+def _limits(limits_s: tuple[float, float, float] | None, timeout_s: float | None) -> str:
+    """The limits of a run: "limits warning 30:00, soft 1:00:00, hard 2:00:00"."""
+    if timeout_s is not None and timeout_s >= UNLIMITED_S:
+        return "no limits"
+    if not limits_s:
+        return "limits as configured" if timeout_s is None else f"limits hard {format_duration(timeout_s)}"
+    warning_s, soft_s, hard_s = limits_s
+    named = {"warning": (warning_s, soft_s), "soft": (soft_s, hard_s), "hard": (hard_s, SCARCELY_S)}
+    # A level that is not before the next one never acts.
+    told = [f"{name} {format_duration(own_s)}" for name, (own_s, next_s) in named.items() if own_s < next_s]
+    return f"limits {', '.join(told)}" if told else "no limits"
 
 
 def _parse(words: Sequence[str]) -> Namespace:

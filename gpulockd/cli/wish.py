@@ -39,7 +39,10 @@ class Wish(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a request was granted. `asked_at` (seconds on CLOCK_BOOTTIME): when the daemon surely still kept it."""
+    """What a request was granted. `asked_at` (seconds on CLOCK_BOOTTIME): when the daemon surely still kept it.
+
+    `limits_s`: the ages at which it is warned of, asked to stop, and ended (in seconds), if the daemon has said them.
+    """
 
     lease: str
     token: int
@@ -50,6 +53,7 @@ class Grant(NamedTuple):
     env: dict[str, str]
     is_member: bool
     asked_at: float
+    limits_s: tuple[float, float, float] | None = None
 
     @classmethod
     def of(cls, said: dict[str, Any], inside: tuple[str, int] | None, asked_at: float) -> Grant:
@@ -66,6 +70,7 @@ class Grant(NamedTuple):
             store=str(said["store"]),
             env={str(name): str(value) for name, value in (said.get("env") or {}).items()},
             asked_at=asked_at,
+            limits_s=_three(said.get("limits_s")),
         )
 
     @property
@@ -78,6 +83,13 @@ class Grant(NamedTuple):
         """The GPUs as people read them: "GPU 1 (NVIDIA H200)"."""
         models = sorted({str(gpu["name"]) for gpu in self.gpus if gpu.get("name")})
         return self.names + (f" ({', '.join(models)})" if models else "")
+
+
+def _three(limits_s: Any) -> tuple[float, float, float] | None:
+    if not isinstance(limits_s, list) or len(limits_s) != 3:
+        return None
+    warning_s, soft_s, hard_s = (float(limit_s) for limit_s in limits_s)
+    return warning_s, soft_s, hard_s
 
 
 def inherited_pair() -> tuple[str, int] | None:

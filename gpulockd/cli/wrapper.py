@@ -38,6 +38,9 @@ LEFTOVERS_SAID_AFTER_S = 0.5
 KILL_AGAIN_S = 0.1
 LONGEST_PAUSE_S = 3600.0
 
+CLOCKS_DIFFER_S = 2.0
+"""How much earlier than here a hold may have begun for the daemon (in seconds): it counts from the grant."""
+
 
 class Wrapper:
     """Waits until a run is over.
@@ -93,11 +96,19 @@ class Wrapper:
 
     def _look_at_lease(self) -> None:
         if self._keeping.lost and self.outcome == "exited":
-            self._end("lost", f"the lease was lost ({self._keeping.lost})")
+            if self._limit_is_near():
+                self._end("hard_timeout", f"the limit of {format_duration(self._limit_s or 0.0)} is over")
+            else:
+                self._end("lost", f"the lease was lost ({self._keeping.lost})")
         elif self._keeping.stop_requested and not self._said_stop:
             self._said_stop = True
             say(f"asked to stop: {signal_name(self._soft_signal)} to the command")
             self._run.signal_command(self._soft_signal)
+
+    def _limit_is_near(self) -> bool:
+        """Whether it was for the limit that the daemon took the lease: its count began a little earlier."""
+        left_s = float("inf") if self._limit_s is None else self._started_at + self._limit_s - time.monotonic()
+        return left_s <= CLOCKS_DIFFER_S and self._keeping.lost == "revoked"
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()

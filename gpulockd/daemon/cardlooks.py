@@ -13,7 +13,14 @@ from gpulockd.errors import GpuLockError
 from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.readings import CardProcess, Reading
-from gpulockd.hardware.troubles import CardHangs, CardLost, NvmlUnavailable, ProcessesUnknown
+from gpulockd.hardware.troubles import (
+    GPU_NOT_FOUND,
+    NOT_FOUND,
+    CardHangs,
+    CardLost,
+    NvmlUnavailable,
+    ProcessesUnknown,
+)
 from gpulockd.model import Gpu
 
 KEPT_READINGS = 120
@@ -27,7 +34,7 @@ _log = structlog.get_logger(__name__)
 class CardLooks:
     """What the cards said lately, by UUID: `looks` the last time, `history` the last 120 readings that came.
 
-    `trouble` says why the driver does not answer, empty if it does.
+    `trouble` says why the driver does not answer, empty if it does; `taken` counts the looks.
 
     :param gpus: what is offered now
     """
@@ -38,6 +45,7 @@ class CardLooks:
         self.history: dict[str, deque[Reading]] = {}
         self.looks: dict[str, Look] = {}
         self.trouble = ""
+        self.taken = 0
 
     def __repr__(self) -> str:
         return f"<CardLooks {len(self.looks)} cards>"
@@ -51,6 +59,7 @@ class CardLooks:
                     tasks.start_soon(self._look_at, gpu.uuid, looks)
         self._note_driver(looks)
         self.looks = looks
+        self.taken += 1
         return looks
 
     async def _look_at(self, uuid: str, looks: dict[str, Look]) -> None:
@@ -62,7 +71,8 @@ class CardLooks:
             except ProcessesUnknown:
                 looks[uuid] = Look(reading=reading)
         except CardLost as trouble:
-            looks[uuid] = Look(lost=trouble.why)
+            absent = trouble.code in (NOT_FOUND, GPU_NOT_FOUND)
+            looks[uuid] = Look(missing=trouble.why) if absent else Look(lost=trouble.why)
         except CardHangs:
             looks[uuid] = Look(hangs=True)
         except NvmlUnavailable as trouble:
@@ -82,7 +92,7 @@ class CardLooks:
         :param reoffer: offers the cards anew
         """
         try:
-            if self.trouble or any(look.lost for look in self.looks.values()):
+            if self.trouble or any(look.lost or look.missing for look in self.looks.values()):
                 await self.cards.reopen()
             there = await self.cards.list()
         except NvmlUnavailable as away:

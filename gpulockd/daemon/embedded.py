@@ -21,15 +21,12 @@ from redis.exceptions import RedisError
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import marks, server
 from gpulockd.daemon.folders import Folders, publish_store
-from gpulockd.daemon.storesocket import StoreSocket
+from gpulockd.daemon.storesocket import POLL_S, READY_DEADLINE_S, StoreSocket
+from gpulockd.daemon.storeunit import StoreUnit
 from gpulockd.errors import ConfigError, StoreUnavailable
 
-READY_DEADLINE_S = 10.0
-LOADING_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 5.0
-POLL_S = 0.01
-LONGEST_BACKOFF_S = 10.0
-QUICK_DEATH_S = 10.0
+LONGEST_BACKOFF_S, QUICK_DEATH_S = 10.0, 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -40,10 +37,18 @@ class EmbeddedStore:
     :param binary: the configured server program, None = find one
     :param socket_mode: permissions of its socket: 0o700 for the user alone, 0o770 for a group
     :param check_s: how often to look whether it can write its file (in seconds)
+    :param unit: the systemd unit that runs it: then it is only adopted, never started
     """
 
     def __init__(
-        self, folders: Folders, pool: str, *, binary: str | None = None, socket_mode: int = 0o700, check_s: float = 5.0
+        self,
+        folders: Folders,
+        pool: str,
+        *,
+        binary: str | None = None,
+        socket_mode: int = 0o700,
+        check_s: float = 5.0,
+        unit: StoreUnit | None = None,
     ) -> None:
         self.url = f"unix://{folders.store_socket}"
         self.pid = 0
@@ -56,6 +61,7 @@ class EmbeddedStore:
         self._binary = binary
         self._socket_mode = socket_mode
         self._check_s = check_s
+        self._unit = unit
         self._log_file = server.ServerLog(os.path.join(folders.state, "store.log"))
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -144,6 +150,9 @@ class EmbeddedStore:
 
         A server holds the lock by inheritance, so two servers never write one file, whatever became of the socket.
         """
+        if self._unit is not None:
+            await self._unit.started(self._socket)
+            return None
         path = os.path.join(self._folders.store_folder, "lock")
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         deadline_s = boottime_s() + READY_DEADLINE_S
@@ -171,8 +180,9 @@ class EmbeddedStore:
                 f"{self._folders.store_socket} belongs to the store in {folder}; start with its --state-dir, "
                 "or choose another --socket"
             )
-        self.adopted, self.fresh = True, False
+        self.adopted = True
         info = await self._identify()
+        self.fresh = self._unit is not None and await self._unit.judged(self.run_id)
         flushed = any(f"cmdstat_{command}" in info for command in ("flushall", "flushdb", "swapdb"))
         complete = marks.was_complete(self._folders.store_folder, self.run_id) and not flushed
         _log.info("store.adopted", pid=self.pid, complete=complete, message="the private store runs already")
@@ -223,18 +233,11 @@ class EmbeddedStore:
         raise self._failed(ended)
 
     async def _wait_ready(self, process: subprocess.Popen[bytes] | None = None) -> bool:
-        """Wait until the store answers; return False if `process` ends first. While it loads it has 120 s."""
-        began_s = boottime_s()
-        while True:
-            state = await self._socket.state()
-            if state == "ready":
-                return True
-            if process is not None and process.poll() is not None:
-                return False
-            allowed_s = LOADING_DEADLINE_S if state == "loading" else READY_DEADLINE_S
-            if boottime_s() - began_s > allowed_s:
-                raise self._failed(f"no answer for {allowed_s:g} s ({state})")
-            await anyio.sleep(POLL_S)
+        """Wait until the store answers; return False if `process` ends first."""
+        try:
+            return await self._socket.wait_ready(lambda: process is not None and process.poll() is not None)
+        except TimeoutError as silence:
+            raise self._failed(str(silence)) from None
 
     async def _start_again(self) -> bool:
         """Start the store until it runs, at once and then with growing pauses; return whether it is complete."""

@@ -16,20 +16,19 @@ from gpulockd.daemon.judging import Reading
 from gpulockd.daemon.levels import Rules
 from gpulockd.daemon.obeying import LOGGER, Asks, Obeying, PressRun, nobody
 from gpulockd.errors import StoreUnavailable
-from gpulockd.events import GpuQuarantined, GpuSettled, LockAcquired, LockRevoked, decode
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.ledger.subscription import Subscription
 
 GATHER_S = 0.25
-"""How long events gather before a look (in seconds): so late may act a limit of a lease that has just begun."""
+"""How long news gathers before a look (in seconds): so late may act a limit of a lease that has just begun."""
 
 JUST_AFTER_S = 0.002
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
 
-BRINGS_A_LIMIT = (LockAcquired, LockRevoked, GpuSettled, GpuQuarantined)
+LOOKED_AT = frozenset({"lock_acquired", "lock_revoked", "gpu_settled", "gpu_quarantined", "config_changed", "broken"})
+"""News after which a limit may be nearer, or a recovery over; "broken": anything may have been missed."""
 
 _log = structlog.get_logger(LOGGER)
 
@@ -42,28 +41,23 @@ class Enforcer:
     :param rules: the rules in force at this moment
     :param runs: what this host knows of the leases' runs, by lease id
     :param press: asks whoever watches runs to try again
-    :param deadline_s: for the subscription (in seconds)
     """
 
     def __init__(
         self,
-        url: str,
         keys: PoolKeys,
         ask: Asks,
         *,
         session: Callable[[], str],
         rules: Callable[[], Rules],
-        deadline_s: float,
         runs: Callable[[], Mapping[str, Reading]] = dict,
         press: PressRun = nobody,
     ) -> None:
         self.obeying = Obeying(keys, ask, session, press)
-        self._url = url
         self._keys = keys
         self._ask = ask
         self._rules = rules
         self._runs = runs
-        self._deadline_s = deadline_s
         self._news = anyio.Event()
         self._looking = anyio.Lock()
 
@@ -74,37 +68,23 @@ class Enforcer:
         """Look soon: the rules have changed."""
         self._news.set()
 
+    def hear(self, kind: str) -> None:
+        """Something has happened in the pool."""
+        if kind in LOOKED_AT:
+            self._news.set()
+
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Judge and obey until cancelled; while the store is away, try again."""
         task_status.started()
-        pause_s = RETRY_S
-        while True:
-            try:
-                subscription = await Subscription.open(
-                    self._url, (self._keys.events_channel,), deadline_s=self._deadline_s, sharded=False
-                )
-                try:
-                    async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(self._hear, subscription)
-                        pause_s = RETRY_S
-                        await self._look_on_time()
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await subscription.aclose()
-            except* StoreUnavailable as away:
-                _log.debug("limits.store_away", logger=LOGGER, message=str(away.exceptions[0]))
-            await anyio.sleep(pause_s)
-            pause_s = min(2 * pause_s, MOST_RETRY_S)
-
-    async def _hear(self, subscription: Subscription) -> None:
-        while True:
-            if isinstance(decode(await subscription.next()), BRINGS_A_LIMIT):
-                self._news.set()
-
-    async def _look_on_time(self) -> None:
+        retry_s = RETRY_S
         while True:
             self._news = anyio.Event()
-            due_s = await self.look()
+            try:
+                due_s = await self.look()
+                retry_s = RETRY_S
+            except StoreUnavailable as away:
+                _log.debug("limits.store_away", logger=LOGGER, message=away.message)
+                due_s, retry_s = retry_s, min(2 * retry_s, MOST_RETRY_S)
             with anyio.move_on_after(due_s) as until_due:
                 await self._news.wait()
             if not until_due.cancelled_caught:

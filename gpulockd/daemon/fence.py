@@ -31,7 +31,7 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A lease that is on its gpus, or wants to be let in.
 
     `assertion` is what the ledger must be told if it has lost its data (`BroughtLease` as JSON values); `began_ms` is
-    when it was let in (CLOCK_BOOTTIME).
+    when it was let in (CLOCK_BOOTTIME); `members` the processes that were found in its run (pid, start in ticks).
     """
 
     id: str
@@ -41,6 +41,7 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     parties: list[Party] = []
     assertion: dict[str, Any] = {}
     began_ms: int = 0
+    members: list[tuple[int, int]] = []
     lost: str = ""
 
     @property
@@ -84,6 +85,7 @@ class Fence:
         self.leases: dict[str, Lease] = {}
         # gpu -> highest token of an exclusive lease, and of any lease, that was let in.
         self.marks: dict[str, tuple[int, int]] = {}
+        self._marks_before: dict[str, dict[str, tuple[int, int]]] = {}
 
     def __repr__(self) -> str:
         return f"<Fence {len(self.leases)} leases on {len(self.marks)} gpus>"
@@ -111,12 +113,20 @@ class Fence:
     def enter(self, lease: Lease) -> None:
         """Record that `lease` is on its gpus; `ask` has said that it may, or it has been there all the time."""
         self.leases[lease.id] = lease
+        self._marks_before[lease.id] = {gpu: self.marks.get(gpu, (0, 0)) for gpu in lease.gpus}
         for gpu in lease.gpus:
             exclusive_mark, any_mark = self.marks.get(gpu, (0, 0))
             self.marks[gpu] = (
                 max(exclusive_mark, lease.token) if lease.exclusive else exclusive_mark,
                 max(any_mark, lease.token),
             )
+
+    def forget(self, lease: Lease) -> None:
+        """Take back what `enter` has noted of the tokens of a lease that was never granted."""
+        for gpu, before in self._marks_before.pop(lease.id, {}).items():
+            others = [other for other in self.on(gpu) if other is not lease]
+            exclusive = max([before[0], *(other.token for other in others if other.exclusive)])
+            self.marks[gpu] = exclusive, max([before[1], *(other.token for other in others)])
 
     def join(self, id: str, party: Party) -> bool:
         """Let another process of the run into the lease `id`. Returns whether that lease is in."""
@@ -138,6 +148,7 @@ class Fence:
 
     def remove(self, id: str) -> Lease | None:
         """The lease `id` is over."""
+        self._marks_before.pop(id, None)
         return self.leases.pop(id, None)
 
     def lease_of(self, ticket: str) -> Lease | None:

@@ -18,7 +18,8 @@ import anyio.abc
 import structlog
 
 from gpulockd.daemon.admission import LONGEST_LINE, Admit, Hello, Leave, Wrong, encode, read
-from gpulockd.daemon.guarding import Caller, Guard
+from gpulockd.daemon.callers import Caller
+from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.identity import HiddenProcess
 from gpulockd.hardware.processes.peer import InvisiblePeer, peer_of
 
@@ -101,6 +102,9 @@ class Conversation(asyncio.Protocol):
         except (InvisiblePeer, HiddenProcess) as hidden:
             self._caller = Caller(None, getattr(hidden, "uid", -1), self._say, hint=hidden.message)
             return None
+        except OSError as trouble:
+            self._say({"error": f"the kernel cannot say who you are: {trouble}", "hint": "try again in a moment"})
+            return transport.close()
         if peer is None:
             return transport.abort()
         peer.close()

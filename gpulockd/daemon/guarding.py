@@ -6,60 +6,34 @@ the ledger (ending sessions of the dead, settling gpus) is taken up by the servi
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
-import msgspec
 import structlog
 
-from gpulockd.client.whoami import boot_id
 from gpulockd.clock import boottime_s
 from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of
+from gpulockd.daemon.assertions import assertions
+from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
+from gpulockd.daemon.joining import Joining, refused, told
 from gpulockd.daemon.journal import Journal, RecordUnwritable
+from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
-from gpulockd.hardware.processes.identity import Process, alive, identify
-from gpulockd.hardware.processes.kin import is_kin
+from gpulockd.hardware.processes.identity import Process, identify
 from gpulockd.hardware.processes.watch import Watch
 from gpulockd.ledger.verbs import BroughtLease
 from gpulockd.model import Process as LedgerProcess
-
-Words = Mapping[str, Any]
 
 NOT_YOURS = "this session belongs to another process"
 
 _log = structlog.get_logger(__name__)
 
 
-class Caller:
-    """One connection to the guard, or a request that the daemon makes for a process.
-
-    :param process: who the kernel says it is; None where it does not show it, and the connection stands for it
-    :param say: sends one line; must not block
-    """
-
-    def __init__(self, process: Process | None, uid: int, say: Callable[[Words], None], *, hint: str = "") -> None:
-        """:param hint: why the kernel does not show the process, and the cure"""
-        self.hint = hint
-        self.process = process
-        self.uid = uid
-        self.say = say
-        self.sessions: set[str] = set()
-
-    def __repr__(self) -> str:
-        return f"<Caller {self.process or 'invisible'}>"
-
-    def party(self, ticket: str, session: str) -> Party:
-        """This caller in a lease."""
-        pid, started = (self.process.pid, self.process.started_ticks) if self.process else (0, 0)
-        return Party(ticket=ticket, session=session, pid=pid, started=started, uid=self.uid)
-
-
 class Guard:
     """The fence of this host's gpus, who is inside, and who waits before it."""
 
     on_change: Callable[[], None] | None = None
+    kept: Kept | None = None
     doubtful = False
     """Whether the record of before could not be read whole."""
 
@@ -71,12 +45,11 @@ class Guard:
         self.unproven: set[str] = set()
         """Leases that nobody of a known process has named: from the ledger, or not yet found there."""
         self.fresh: set[str] = set()
-        """Leases let in since the ledger was last compared with the fence."""
+        """Leases let in that have not been found in the ledger yet."""
         self._journal = journal
-        self._watch = watch
         self._waiting: dict[str, tuple[Lease, Caller]] = {}
-        self._owners: dict[str, Process | Caller] = {}
-        self._callers: dict[str, list[Caller]] = {}
+        self.joining = Joining(fence, runs, self._joined)
+        self._callers = Callers(watch)
 
     def __repr__(self) -> str:
         return f"<Guard {len(self.fence.leases)} in, {len(self._waiting)} waiting>"
@@ -97,24 +70,12 @@ class Guard:
 
     def assertions(self) -> list[tuple[str, LedgerProcess, BroughtLease]]:
         """The leases that are in, each with its session and process, as a ledger that lost them must be told."""
-        told = []
-        for lease in self.fence.leases.values():
-            party = lease.holder
-            if lease.lost or party.state != "in" or not lease.assertion:
-                continue
-            try:
-                words = msgspec.convert(lease.assertion, BroughtLease)
-            except msgspec.ValidationError:
-                continue  # an old or foreign client: it must say it itself
-            words.age_ms = max(0, round(boottime_s() * 1000) - lease.began_ms)
-            process = LedgerProcess(
-                pid=party.pid, host=socket.gethostname(), boot_id=boot_id(), started_ticks=party.started
-            )
-            told.append((party.session, process, words))
-        return told
+        return assertions(self.fence)
 
     def changed(self) -> None:
-        """Wake the service that compares fence and ledger."""
+        """Wake the service that compares fence and ledger, and keep the pidfds of who is inside."""
+        if self.kept is not None:
+            self.kept.hold(self.processes_inside())
         if self.on_change is not None:
             self.on_change()
 
@@ -124,7 +85,7 @@ class Guard:
         """Take a session's word for what it has; answer what of it is in."""
         if not said.session:
             return {}
-        if not self._bind(caller, said.session):
+        if not self._callers.bind(caller, said.session):
             return {"error": NOT_YOURS, "hint": "a process opens a session of its own"}
         listed = [*said.known, *(words.id for words in said.held)]
         for party in unlisted(self.fence, said.session, listed, said.as_of):
@@ -135,24 +96,24 @@ class Guard:
     def admit(self, caller: Caller, said: Admit) -> Words | None:
         """Let a lease in, or answer later (None) when those before it are over."""
         words = said.lease
-        if not self._bind(caller, said.session):
-            return _refused(words, NOT_YOURS)
+        if not self._callers.bind(caller, said.session):
+            return refused(words, NOT_YOURS)
         if words.of:
-            return self._join(caller, said.session, words)
+            return self.joining.ask(caller, said.session, words)
         lease = lease_of(words, caller.party(words.id, said.session))
         verdict = self.fence.ask(lease)
         if isinstance(verdict, Waits):
             self._waiting[lease.id] = (lease, caller)
             self.changed()
-            return {"waits": lease.id, "token": lease.token, "for": [_told(other) for other in verdict.blockers]}
+            return {"waits": lease.id, "token": lease.token, "for": [told(other) for other in verdict.blockers]}
         if isinstance(verdict, Refused):
-            return _refused(words, verdict.why)
+            return refused(words, verdict.why)
         known = self.fence.leases.get(lease.id)
         if known is None or known.token != lease.token:
             return self._enter(lease, caller)
         if self._adopt(caller, said.session, words):
             return {"admitted": lease.id, "token": lease.token}
-        return _refused(words, NOT_YOURS)
+        return refused(words, NOT_YOURS)
 
     def leave(self, caller: Caller, said: Leave) -> None:
         """The body of a lease of the caller's is over, or will not begin."""
@@ -165,7 +126,7 @@ class Guard:
         if lease is None or lease.token != said.token:
             return
         mine = next((party for party in lease.parties if party.ticket == said.lease), None)
-        if mine is not None and self._is(mine, caller):
+        if mine is not None and caller.is_party(mine):
             self._leave(said.lease)
 
     def gone(self, caller: Caller) -> None:
@@ -173,18 +134,13 @@ class Guard:
         for id, (_, other) in list(self._waiting.items()):
             if other is caller:
                 del self._waiting[id]
-        for session in caller.sessions:
-            callers = self._callers.get(session, [])
-            if caller in callers:
-                callers.remove(caller)
-            if caller.process is None and not callers:
-                self._end_session(session)
+        for session in self._callers.part(caller):
+            self._end_session(session)
 
     def died(self, process: Process) -> None:
         """A process has ended: so have its sessions, and it is in no lease any more."""
-        for session, owner in list(self._owners.items()):
-            if owner == process:
-                self._end_session(session)
+        for session in self._callers.of_process(process):
+            self._end_session(session)
         for _, party in self.fence.of_process(process.pid, process.started_ticks):
             self._leave(party.ticket, "dead")
 
@@ -201,6 +157,15 @@ class Guard:
         self.fence.enter(lease)
         self.watch_recorded(lease.parties)
 
+    def found(self, lease: Lease, gpus: tuple[str, ...]) -> None:
+        """The ledger has this lease, on these gpus."""
+        self.fresh.discard(lease.id)
+        if set(gpus) != set(lease.gpus):
+            _log.warning("guard.gpus_differ", lease=lease.id, message=f"{lease.gpus} was said, {gpus} is true")
+            lease.gpus = gpus
+            self.fence.enter(lease)
+            self._record(lease)
+
     def lost(self, lease: Lease, reason: str) -> None:
         """The ledger has ended a lease without its holder: tell those inside."""
         if lease.lost:
@@ -208,9 +173,17 @@ class Guard:
         lease.lost = reason
         self._record(lease)
         for party in lease.inside:
-            self.tell(party.session, {"lost": party.ticket, "reason": reason})
-            if not party.pid and not self._callers.get(party.session):
+            self._callers.tell(party.session, {"lost": party.ticket, "reason": reason})
+            if not party.pid and not self._callers.hear(party.session):
                 party.state = "dead"  # no process that the kernel shows, and no connection: nobody to wait for
+
+    def throw_out(self, lease: Lease) -> None:
+        """Nobody was ever granted this lease: its token counts for nothing, and its process is not touched."""
+        for party in lease.inside:
+            self._callers.tell(party.session, {"lost": party.ticket, "reason": "unknown"})
+        _log.warning("guard.thrown_out", lease=lease.id, pid=lease.holder.pid, message="a lease that was never granted")
+        self.fence.forget(lease)
+        self.over(lease.id)
 
     def over(self, id: str) -> None:
         """A lease is over: let in whom it kept out."""
@@ -236,37 +209,29 @@ class Guard:
             else:
                 caller.say(self._enter(lease, caller))
 
-    def tell(self, session: str, words: Words) -> None:
-        """Say something to every connection of a session."""
-        for caller in self._callers.get(session, ()):
-            caller.say(words)
-
     def sessions_inside(self) -> set[str]:
         """The sessions of living processes that are in a lease, for the guard to vouch for."""
         return {party.session for lease in self.fence.leases.values() if not lease.lost for party in lease.inside}
 
+    def note_members(self) -> None:
+        """Record the processes that were found in the runs, for a daemon that comes after this one."""
+        for lease in self.fence.leases.values():
+            members = sorted((process.pid, process.started_ticks) for process in self.runs.members(lease.id))
+            if members != lease.members and not set(members) <= set(lease.members):
+                lease.members = members
+                self._record(lease)
+
+    def processes_inside(self) -> set[Process]:
+        """The processes that are in a lease, dead ones that nobody has heard of yet too."""
+        parties = (party for lease in self.fence.leases.values() for party in lease.inside)
+        return {Process(party.pid, party.started) for party in parties if party.pid}
+
     def watch_recorded(self, processes: Iterable[Party]) -> None:
         """Watch the processes of a record that was read again; those that have died meanwhile are told at once."""
         for party in processes:
-            if party.pid:
-                process = Process(party.pid, party.started)
-                self._owners.setdefault(party.session, process)
-                self._watch.add(process)
+            self._callers.own(party)
 
     # How it is done.
-
-    def _bind(self, caller: Caller, session: str) -> bool:
-        """Take a session for this caller's process; only the first that names it may."""
-        owner = self._owners.setdefault(session, caller.process or caller)
-        if owner != (caller.process or caller) and not (isinstance(owner, Process) and not alive(owner)):
-            return False
-        self._owners[session] = caller.process or caller
-        if session not in caller.sessions:
-            caller.sessions.add(session)
-            self._callers.setdefault(session, []).append(caller)
-        if caller.process is not None and caller.process not in self._watch:
-            self._watch.add(caller.process)
-        return True
 
     def _adopt(self, caller: Caller, session: str, words: LeaseWords) -> bool:
         """A lease that its own process names at its hello: it is in, unless the fence knows better."""
@@ -278,9 +243,9 @@ class Guard:
                 self.unproven.discard(known.id)
                 self._follow(known, party)
                 self._record(known)
-            return any(mine.ticket == words.id and self._is(mine, caller) for mine in known.parties)
+            return any(mine.ticket == words.id and caller.is_party(mine) for mine in known.parties)
         if words.of:
-            answer = self._join(caller, session, words)
+            answer = self.joining.ask(caller, session, words)
         else:
             lease = lease_of(words, party)
             answer = self._enter(lease, caller) if self.fence.ask(lease) == Admitted() else {}
@@ -300,22 +265,6 @@ class Guard:
         self.changed()
         return {"admitted": lease.id, "token": lease.token}
 
-    def _join(self, caller: Caller, session: str, words: LeaseWords) -> Words:
-        lease = self.fence.leases.get(words.of)
-        if lease is None or lease.lost or lease.token != words.token:
-            return _refused(words, "the lease that it joins is not in")
-        kin = caller.process is not None and (
-            caller.process in self.runs.members(lease.id)
-            or any(is_kin(caller.process, Process(p.pid, p.started), lease.id) for p in lease.parties)
-        )
-        if not kin:
-            return _refused(words, "this process does not descend from the holder")
-        party = caller.party(words.id, session)
-        self.fence.join(lease.id, party)
-        self._record(lease)
-        self._follow(lease, party)
-        return {"admitted": words.id, "token": words.token}
-
     def _leave(self, ticket: str, state: str = "left") -> None:
         lease = self.fence.lease_of(ticket)
         emptied = self.fence.leave(ticket, state)
@@ -326,14 +275,21 @@ class Guard:
             self.changed()
 
     def _end_session(self, session: str) -> None:
-        self._owners.pop(session, None)
-        self._callers.pop(session, None)
+        self._callers.forget(session)
         self.dead_sessions.add(session)
         for lease in list(self.fence.leases.values()):
             for party in lease.inside:
                 if party.session == session:
                     self._leave(party.ticket, "dead")
         self.changed()
+
+    def _joined(self, lease: Lease | None, party: Party | None) -> None:
+        """Another process is in a lease; None: one may be, which must be found out."""
+        if lease is not None and party is not None:
+            self._record(lease)
+            self._follow(lease, party)
+        else:
+            self.changed()
 
     def _follow(self, lease: Lease, party: Party) -> None:
         if party.pid:
@@ -344,17 +300,3 @@ class Guard:
             self._journal.entered(lease)
         except RecordUnwritable as full:
             _log.error("guard.record_unwritable", message=full.message)
-
-    @staticmethod
-    def _is(party: Party, caller: Caller) -> bool:
-        if caller.process is None:
-            return party.pid == 0 and party.session in caller.sessions
-        return (party.pid, party.started) == (caller.process.pid, caller.process.started_ticks)
-
-
-def _refused(words: LeaseWords, why: str) -> Words:
-    return {"refused": words.id, "token": words.token, "why": why}
-
-
-def _told(lease: Lease) -> Words:
-    return {"lease": lease.id, "token": lease.token, "pid": lease.holder.pid, "gpus": lease.gpus}

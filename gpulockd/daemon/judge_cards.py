@@ -47,19 +47,21 @@ class Stranger(msgspec.Struct, frozen=True):
 
 
 _NOBODY = Process(0, 0)
+_UNSEEN = "something that this daemon cannot see (run it with the host's pids)"
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What one look at a card has shown.
 
-    `lost`: its driver says that this card is lost, and why. `unknown`: the driver does not answer at all.
-    `processes` None: not known.
+    `lost`: its driver says that this card is lost, and why. `missing`: the driver has no such card, and why: devices
+    may be hidden from this daemon alone. `unknown`: the driver does not answer at all. `processes` None: not known.
     """
 
     reading: Reading | None = None
     processes: tuple[CardProcess, ...] | None = None
     strangers: tuple[Stranger, ...] = ()
     lost: str = ""
+    missing: str = ""
     hangs: bool = False
     unknown: str = ""
 
@@ -116,7 +118,7 @@ def remember(memory: CardMemory, look: Look, reported_xids: Collection[int] = ()
         return msgspec.structs.replace(memory, **_fault(memory, look))
     needs = _NEEDS.get((look.reading.recovery if look.reading else None) or "")
     well = look.reading is not None and not needs
-    clean, was_away = (memory.clean + 1 if well else 0), memory.was_away or bool(look.lost)
+    clean, was_away = (memory.clean + 1 if well else 0), memory.was_away or bool(look.lost or look.missing)
     memory = msgspec.structs.replace(
         memory, clean=clean, hung=memory.hung + 1 if look.hangs else 0, was_away=was_away and bool(memory.xid)
     )
@@ -143,6 +145,8 @@ def _fault(memory: CardMemory, look: Look, needs: str = "") -> dict[str, str | b
         return {"fault": xids.says(memory.xid), "final": True}
     if memory.hung >= HANGING_LOOKS:
         return {"fault": "it does not answer its driver", "final": False}
+    if look.missing:
+        return {"fault": look.missing, "final": False}
     # While it is unclear, what was known stays.
     return (
         {"fault": memory.fault, "final": memory.final} if look.unknown or look.hangs else {"fault": "", "final": False}
@@ -152,11 +156,11 @@ def _fault(memory: CardMemory, look: Look, needs: str = "") -> dict[str, str | b
 def met(state: GpuState, memory: CardMemory) -> CardMemory:
     """Return what is remembered of a card that the ledger has in this state.
 
-    One that was taken out for an XID and is ready again was resumed by command: somebody has seen to it.
+    One that was out and is not any more was resumed by command: somebody has seen to its XID.
     """
-    if memory.out and memory.xid and state == "ready":
-        return msgspec.structs.replace(memory, xid=0, fault="", final=False, out=False)
-    return msgspec.structs.replace(memory, out=True) if memory.fault and state == "lost" else memory
+    if state == "lost":
+        return msgspec.structs.replace(memory, out=True)
+    return msgspec.structs.replace(memory, xid=0, fault="", final=False, out=False) if memory.out else memory
 
 
 def judge(state: GpuState, memory: CardMemory, policy: Policy) -> tuple[Order, ...]:
@@ -199,9 +203,7 @@ def after(memory: CardMemory, orders: Collection[Order]) -> CardMemory:
 def hidden(look: Look) -> tuple[Stranger, ...]:
     """Return what uses a card's memory unseen, as one stranger without a pid; nothing if there is no such thing."""
     mib = hidden_mib(look)
-    return (
-        (Stranger(_NOBODY, "something that this daemon cannot see (run it with the host's pids)", mib),) if mib else ()
-    )
+    return (Stranger(_NOBODY, _UNSEEN, mib),) if mib else ()
 
 
 def hidden_mib(look: Look) -> int:

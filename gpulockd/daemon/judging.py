@@ -155,8 +155,7 @@ def _of_lease(
         yield Miss(lease=lease.id, token=lease.token, after_ms=silence_limit_ms, manual=manual)
     why = _why_to_end(lease, level, reading, rules)
     if why is not None and rules.recovers:
-        recovery = readings.recoveries.get(lease.id)
-        if recovery is None or now_s >= recovery.tried_at_s + rules.monitor.cleanup.retry_delay:
+        if _may_try(readings.recoveries.get(lease.id), rules, now_s):
             after_ms = limits.hard_ms if why == "hard_timeout" else silence_limit_ms
             yield Revoke(lease=lease.id, token=lease.token, gpus=lease.gpus, why=why, after_ms=after_ms, manual=manual)
         return
@@ -175,6 +174,15 @@ def reminders(snapshot: Snapshot, readings: Readings, rules: Rules) -> tuple[Mar
         for lease in snapshot.leases
         if lease.state == "held" and max(RANK[lease.level], RANK[readings.levels.get(lease.id, "")]) >= RANK["soft"]
     )
+
+
+def _may_try(recovery: Recovery | None, rules: Rules, now_s: float) -> bool:
+    """Whether it is time to take a lease, once more if need be. Between the last retry and more, a person is told."""
+    if recovery is None:
+        return True
+    cleanup = rules.monitor.cleanup
+    told = recovery.tries <= cleanup.max_retry or recovery.given_up
+    return told and now_s >= recovery.tried_at_s + cleanup.retry_delay
 
 
 def _why_to_end(lease: TicketRecord, level: Level | None, reading: Reading, rules: Rules) -> Why | None:

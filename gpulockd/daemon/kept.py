@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 
 from gpulockd.daemon import fdstore
 from gpulockd.daemon.fdstore import Passed
-from gpulockd.hardware.processes.identity import Process, open_pidfd
+from gpulockd.hardware.processes.identity import HiddenProcess, Process, open_pidfd
 
 _PREFIX = "process"
 
@@ -20,6 +21,7 @@ class Kept:
 
     def __init__(self, passed: Passed) -> None:
         """:param passed: what came with this start"""
+        self._heard = "NOTIFY_SOCKET" in os.environ
         self._stored: set[Process] = set()
         self._found: dict[Process, int] = {}
         for name, pidfd in passed.pidfds():
@@ -40,19 +42,25 @@ class Kept:
 
     def hold(self, processes: Collection[Process]) -> None:
         """Keep exactly these from now on. One that has ended and was never kept needs no keeping."""
+        if not self._heard:
+            return
         wanted = set(processes)
         for process in self._stored - wanted:
             self._stored.discard(process)
             fdstore.forget(name_of(process))
         for process in wanted - self._stored:
-            pidfd = open_pidfd(process)
-            if pidfd is None:
-                continue
-            try:
-                if fdstore.keep(name_of(process), pidfd):
-                    self._stored.add(process)
-            finally:
-                os.close(pidfd)
+            with suppress(HiddenProcess):
+                self._keep(process)
+
+    def _keep(self, process: Process) -> None:
+        pidfd = open_pidfd(process)
+        if pidfd is None:
+            return
+        try:
+            if fdstore.keep(name_of(process), pidfd):
+                self._stored.add(process)
+        finally:
+            os.close(pidfd)
 
     def close(self) -> None:
         """Close what nobody claimed; what is stored stays there for the next daemon."""

@@ -52,6 +52,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 Triple = tuple[float, float, float]
 
 
+def in_seconds(limits: Limits) -> Triple:
+    """Warning, soft and hard limit in seconds."""
+    return limits.warning_ms / 1000, limits.soft_ms / 1000, limits.hard_ms / 1000
+
+
 def limits_of(job: Job, rules: Rules) -> Limits:
     """The limits of a lease: its job's own, over those of its task, over those of all."""
     levels = rules.monitor.timeout_levels

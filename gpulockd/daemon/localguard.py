@@ -11,7 +11,8 @@ import msgspec
 from gpulockd.client.guarded import NotAdmitted
 from gpulockd.client.table import Entry
 from gpulockd.daemon.admission import Admit, LeaseWords, Leave
-from gpulockd.daemon.guarding import Caller, Guard
+from gpulockd.daemon.callers import Caller
+from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.identity import Process
 
 

@@ -76,9 +76,11 @@ class Monitor:
 
     :param ask: sends a script
     :param rules: the rules in force at this moment
-    :param checked: called after each check that had a picture: look at everything once more
     :param sample: looks at the runs
     """
+
+    on_check: Callable[[], Awaitable[object]] | None = None
+    """Called after each check that had a picture: judge everything once more."""
 
     def __init__(
         self,
@@ -86,14 +88,12 @@ class Monitor:
         ask: Asks,
         *,
         rules: Callable[[], Rules],
-        checked: Callable[[], Awaitable[object]],
         sample: SampleRuns = nothing_known,
     ) -> None:
         self.checks = Checks(started_ms=wall_ms())
         self._keys = keys
         self._ask = ask
         self._rules = rules
-        self._checked = checked
         self._sample = sample
         self._runs: dict[str, Watched] = {}
         self._news = anyio.Event()
@@ -154,7 +154,8 @@ class Monitor:
         self._runs = {id: watched(self._runs.get(id), one, now_s) for id, one in samples.items() if id in living}
         self.checks.tasks = tasks_of(snapshot, Readings(runs=self.readings()), rules)
         found = findings_of(snapshot, self.checks.tasks, rules)
-        await self._checked()
+        if self.on_check is not None:
+            await self.on_check()
         return found
 
     def _tell(self, found: tuple[Finding, ...]) -> None:

@@ -214,7 +214,7 @@ class Obeying:
         for key in order.gpus:
             call = verbs.report(self._keys, session=self._session(), gpu=key, state="quarantined", reason=reason)
             await self._ask(call)
-        self.recoveries[order.lease] = msgspec.structs.replace(recovery, given_up=True)
+        self.recoveries[order.lease] = msgspec.structs.replace(recovery, given_up=True, tried_at_s=anyio.current_time())
         self.counts.failed += 1
         message = f"{_listed(order.gpus)} was {reason} ({order.why}); see what is on it"
         _log.error("recovery.given_up", logger=LOGGER, lease=order.lease, message=message)

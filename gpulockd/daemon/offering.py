@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-import msgspec
 import structlog
 
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.line import Line
-from gpulockd.client.session import OpenAnswer, Session
 from gpulockd.client.whoami import machine
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import neighbours
+from gpulockd.daemon.standing import ElsewhereError, OfferingSession, defaults_of, elsewhere, with_memory
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.verbs import Brought, BroughtLease, Call, Terms
+from gpulockd.ledger.verbs import Brought, BroughtLease, Call
 from gpulockd.model import Gpu, Process
 from gpulockd.settings import Settings
 
@@ -42,34 +40,6 @@ GOODBYE_S = 2.0
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
-
-
-class ElsewhereError(ConfigError):
-    """The pool belongs to another host: choose another pool with --pool, or another Redis."""
-
-    host: str = ""
-
-
-class OfferingSession(Session):
-    """The daemon's session. It tells when an answer shows another epoch, or when it has begun anew."""
-
-    on_change: Callable[[], None] | None = None
-    _seen: tuple[str, str] = ("", "")
-
-    def heard(self, asked_at: float, answer: a.Answer) -> None:
-        """As every session, and look whether the offer may be lost; also called by the keepalive thread."""
-        super().heard(asked_at, answer)
-        now = (self.id, answer.clock.epoch)
-        if now != self._seen:
-            self._seen = now
-            if self.on_change is not None:
-                self.on_change()
-
-    def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
-        """:raises ElsewhereError: if the daemon of another host offers this pool"""
-        if isinstance(answer, a.Elsewhere):
-            raise _elsewhere(self.pool, answer)
-        return super().opened(asked_at, answer, asked_id)
 
 
 class Guarding(Protocol):
@@ -195,10 +165,10 @@ class Offering:
             gpus = await self.cards.list()
             if self.cards.source == "nvml":
                 await neighbours.outwait(self.store, self.session.pool, self.session.process.boot_id, self._waits)
-            answer = await self._offered([_with_memory(gpu) for gpu in gpus], knows_all=False)
+            answer = await self._offered([with_memory(gpu) for gpu in gpus], knows_all=False)
             if answer.frozen_ms > 0 and self._guard is not None and self._guard.knows_all():
                 await self._assert_all(self._guard)
-                answer = await self._offered([_with_memory(gpu) for gpu in gpus], knows_all=True)
+                answer = await self._offered([with_memory(gpu) for gpu in gpus], knows_all=True)
         except GpuLockError as trouble:
             self.trouble = trouble.message
             raise
@@ -253,7 +223,7 @@ class Offering:
             if isinstance(answer, a.Offered):
                 return answer
             if isinstance(answer, a.Elsewhere):
-                raise _elsewhere(session.pool, answer)
+                raise elsewhere(session.pool, answer)
             if isinstance(answer, a.AskFleet):
                 known_pool = await self.store.knows_pool(session.pool)
             else:
@@ -309,31 +279,3 @@ class Offering:
         if self.keeper.started:
             await anyio.to_thread.run_sync(self.keeper.stop, GOODBYE_S)
         await self.line.aclose()
-
-
-def defaults_of(settings: Settings) -> dict[str, Any]:
-    """Return what the pool publishes for its clients, as plain JSON values."""
-    return {name: msgspec.to_builtins(getattr(settings, name)) for name in ("gpu_lock", "session", "gpu_lock_monitor")}
-
-
-def open_session(url: str, pool: str, settings: Settings, api_socket: str) -> OfferingSession:
-    """Return the daemon's session, not open yet.
-
-    :raises ConfigError: if `pool` cannot be the name of a pool
-    """
-    terms = Terms.of(settings.session, settings.queue, settings.settle)
-    return OfferingSession(url, pool, settings.session, terms, socket=api_socket)
-
-
-def _with_memory(gpu: Gpu) -> Gpu:
-    """A card that shares the host's memory has none to be divided."""
-    return gpu if gpu.memory_mib is not None else msgspec.structs.replace(gpu, memory_mib=0)
-
-
-def _elsewhere(pool: str, answer: a.Elsewhere) -> ElsewhereError:
-    host = answer.host or answer.boot_id
-    return ElsewhereError(
-        f"pool {pool!r} is offered by a daemon that runs on host {host!r}: give this host a pool of its own "
-        "(--pool NAME, GPULOCKD_POOL or 'pool:' in config.yml), or stop that daemon",
-        host=answer.host,
-    )

@@ -11,6 +11,7 @@ import structlog
 from gpulockd.daemon.fence import Fence
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.journal import Journal
+from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process, identify
 from gpulockd.hardware.processes.watch import Watch
@@ -19,9 +20,10 @@ _log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def open_guard(state: str, pool: str, boot_id: str) -> Iterator[Guard]:
+def open_guard(state: str, pool: str, boot_id: str, kept: Kept) -> Iterator[Guard]:
     """The guard of `pool`, with all that its record in the folder `state` says of this boot.
 
+    :param kept: the pidfds of those inside, which outlive a crash
     :raises RecordUnwritable: if the record cannot be written
     """
     journal = Journal(os.path.join(state, f"guard-{pool}.log"), boot_id)
@@ -41,6 +43,12 @@ def open_guard(state: str, pool: str, boot_id: str) -> Iterator[Guard]:
     with watch, runs:
         guard = Guard(fence, journal, runs, watch)
         guard.doubtful = found == "doubtful"
+        for process in guard.processes_inside():
+            pidfd = kept.claim(process)
+            if pidfd is not None:
+                watch.add(process, pidfd)
+        kept.close()
+        guard.kept = kept
         _watch_again(guard, fence)
         if fence.leases:
             _log.info("guard.record_read", leases=len(fence.leases), message=f"{fence} of before")
@@ -56,3 +64,5 @@ def _watch_again(guard: Guard, fence: Fence) -> None:
         for party in lease.parties:
             if party.pid:
                 guard.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)
+        for pid, started in lease.members:
+            guard.runs.adopt(lease.id, Process(pid, started))

@@ -26,6 +26,7 @@ from gpulockd.ledger.recorded import (
     Recorded,
     Stored,
     Superseded,
+    UnreadableError,
     day_name,
     hour_name,
     read_book,
@@ -88,7 +89,7 @@ async def run(
     """
     task_status.started()
     pause_s = RETRY_S
-    said_elsewhere = False
+    said = False
     while True:
         seen = news.last
         try:
@@ -98,17 +99,23 @@ async def run(
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MOST_RETRY_S)
             continue
+        except UnreadableError as other:
+            if not said:
+                _log.error("recorder.unreadable", message=other.message)
+            said = True
+            await anyio.sleep(elsewhere_s)
+            continue
         pause_s = RETRY_S
         if end is _End.UNOPENED:
             await _something_after(seen, news)
             await anyio.sleep(RETRY_S)
         elif end is _End.EMPTIED:
-            said_elsewhere = False
+            said = False
             _log.warning("recorder.emptied", message="the statistics are gone with the store's data and begin anew")
         else:
-            if not said_elsewhere:
+            if not said:
                 _log.info("recorder.elsewhere", message="another daemon records this pool; it goes on doing so")
-            said_elsewhere = True
+            said = True
             await anyio.sleep(elsewhere_s)
 
 
@@ -173,6 +180,6 @@ async def _learn(recording: Recording, events: list[Event], ask: Ask, keys: Pool
 
 
 async def _something_after(seen: int, news: News) -> None:
-    """Return when something has happened after `seen`, or after a while."""
-    with anyio.move_on_after(LOOK_S):
+    """Return when something has happened after `seen`, or after a while: a short one if the news know nothing yet."""
+    with anyio.move_on_after(LOOK_S if seen else MOST_RETRY_S):
         await news.changed(seen)

@@ -15,33 +15,34 @@ from functools import partial
 
 import anyio
 import anyio.abc
-import msgspec
 import structlog
 
 from gpulockd import __version__
 from gpulockd.client.whoami import boot_id
-from gpulockd.daemon import configuration, folders, guard, logs, notify, offering, process, timer
+from gpulockd.daemon import fdstore, folders, guard, logs, notify, offering, process, timer, watchdog
+from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.embedded import EmbeddedStore
-from gpulockd.daemon.folders import Folders
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.kept import Kept
 from gpulockd.daemon.localguard import LocalGuard
+from gpulockd.daemon.news import News
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.opening import open_guard
+from gpulockd.daemon.plan import Options, Plan, plan_of
 from gpulockd.daemon.settling import Settling
+from gpulockd.daemon.standing import open_session
+from gpulockd.daemon.storeunit import unit_of
 from gpulockd.errors import ConfigError, GpuLockError
 from gpulockd.hardware.cards import Cards, open_cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.hardware.processes.identity import Process
-from gpulockd.ledger.address import check_url, without_secret
-from gpulockd.settings import Settings
+from gpulockd.ledger.address import without_secret
 from gpulockd.web import listening, routes
 from gpulockd.web.application import application
 from gpulockd.web.auth import Names, token_of
 from gpulockd.web.backend import Backend
 from gpulockd.web.feed import Feed
 
-DEFAULT_POOL = "default"
-EMBEDDED = "embedded"
 GOODBYE_S = 10.0
 
 OK, FAILED, UNUSABLE = 0, 1, 2
@@ -49,38 +50,11 @@ OK, FAILED, UNUSABLE = 0, 1, 2
 _log = structlog.get_logger(__name__)
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says; None is what the configuration says.
-
-    `redis` is a URL or "embedded"; `simulate` the number of simulated GPUs, 0 for none.
-    """
-
-    config: str | None = None
-    simulate: int | None = None
-    listen: str | None = None
-    socket: str | None = None
-    redis: str | None = None
-    pool: str | None = None
-    state_dir: str | None = None
-    stop_store: bool = False
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What this daemon is to be: the command line over the configuration. `url` None: the embedded store."""
-
-    settings: Settings
-    folders: Folders
-    pool: str
-    listen: str
-    url: str | None
-    stop_store: bool
-
-
 async def serve(options: Options) -> int:
     """Run the daemon until a signal ends it. Returns its exit code: 0, 1 for a failure, 2 for what cannot be used."""
     logs.set_up()
     try:
-        plan = _plan(options)
+        plan = plan_of(options)
         folders.prepare(plan.folders)
         with folders.locked(plan.folders):
             await _run(plan)
@@ -93,24 +67,6 @@ async def serve(options: Options) -> int:
         _log.critical("daemon.crashed", exc_info=several, message="the daemon ends by a fault of its own")
         return FAILED
     return OK
-
-
-def _plan(options: Options) -> Plan:
-    """:raises ConfigError: if the configuration or a flag cannot be used"""
-    settings = configuration.load(options.config).settings
-    if options.simulate is not None:
-        settings = msgspec.structs.replace(
-            settings, gpus=msgspec.structs.replace(settings.gpus, simulate=options.simulate)
-        )
-    url = options.redis or settings.redis.url
-    return Plan(
-        settings=settings,
-        folders=folders.resolve(options.socket, options.state_dir),
-        pool=options.pool or settings.pool or os.environ.get("GPULOCKD_POOL") or DEFAULT_POOL,
-        listen=options.listen or settings.web.listen,
-        url=None if url in (None, EMBEDDED) else check_url(url),
-        stop_store=options.stop_store,
-    )
 
 
 def _refused(trouble: GpuLockError) -> int:
@@ -129,18 +85,21 @@ async def _run(plan: Plan) -> None:
     """Start everything in order, wait for the end, and stop everything in the other order."""
     process.allow_many_files()
     stopping, starting = anyio.Event(), anyio.CancelScope()
-    tcp = listening.bind_tcp(plan.listen)
+    passed = fdstore.receive()
+    doors, kept = passed.doors(), Kept(passed)
+    passed.close()
+    tcp = doors.api or listening.bind_tcp(plan.listen)
     async with anyio.create_task_group() as tasks:
         await tasks.start(process.take_signals, stopping, starting, tasks.cancel_scope)
-        token = token_of(plan.folders.state)
+        token = credential(API_TOKEN) or token_of(plan.folders.state)
         async with _store(plan) as store:
             offered: Offering | None = None
             try:
-                with open_guard(plan.folders.state, plan.pool, boot_id()) as guarding:
+                with open_guard(plan.folders.state, plan.pool, boot_id(), kept) as guarding:
                     with starting:
                         offered = await _offered(plan, store, guarding if plan.settings.gpus.guard else None, token)
                     if offered is not None:
-                        await _serve_pool(plan, store, offered, guarding, token, tcp, stopping)
+                        await _serve_pool(plan, store, offered, guarding, token, tcp, doors, stopping)
             finally:
                 if offered is not None:
                     with anyio.move_on_after(GOODBYE_S, shield=True):
@@ -156,7 +115,8 @@ async def _store(plan: Plan) -> AsyncIterator[EmbeddedStore | None]:
         folders.publish_store(plan.folders, plan.pool, None)
         yield None
         return
-    store = EmbeddedStore(plan.folders, plan.pool, binary=plan.settings.redis.server_binary)
+    binary = plan.settings.redis.server_binary
+    store = EmbeddedStore(plan.folders, plan.pool, binary=binary, unit=unit_of(plan.folders))
     try:
         yield store
     finally:
@@ -174,7 +134,7 @@ async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | No
     """
     complete = await store.start() if store is not None else False
     url = plan.url or f"unix://{plan.folders.store_socket}"
-    session = offering.open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
+    session = open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
     cards = await open_cards(plan.settings.gpus.simulate, plan.pool)
     offerer = hashlib.sha256(token.encode()).hexdigest()[:16]
     folder = plan.folders.runtime
@@ -206,21 +166,19 @@ async def _serve_pool(
     guarding: Guard,
     token: str,
     tcp: list[socket.socket],
+    doors: fdstore.Doors,
     stopping: anyio.Event,
 ) -> None:
     """Run all services until `stopping` is set and the web has ended."""
     url, keys = offered.session.url, offered.session.keys
-    hello = {
-        "pool": plan.pool,
-        "store": url,
-        "guarded": plan.settings.gpus.guard,
-        "version": __version__,
-        "boot_id": boot_id(),
-    }
+    hello = _about(plan, url)
     deadline_s = plan.settings.session.rpc_deadline
     feed = Feed(offered.store, keys)
+    pulses = watchdog.Pulses()
     settling = Settling(guarding, offered.ask, keys, plan.settings)
     guarding.on_change = settling.wake
+    news = News(url, keys, deadline_s)
+    news.tell(settling.hear)
     async with anyio.create_task_group() as services:
         if store is not None:
             await services.start(store.run, partial(_vouch_again, offered, store))
@@ -228,26 +186,53 @@ async def _serve_pool(
         await services.start(partial(timer.run, url, keys, offered.ask, deadline_s=deadline_s))
         await services.start(feed.run)
         secret = without_secret(url) != url
-        await services.start(partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, secret=secret))
+        door = partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, listener=doors.guard)
+        await services.start(partial(door, secret=secret))
         await services.start(settling.run)
+        await services.start(news.run)
         backend = _backend(plan, offered, guarding, feed, token, stopping, services)
-        host, port = listening.split_listen(plan.listen)[0], tcp[0].getsockname()[1]
+        host, port = _address(plan.listen, tcp)
         app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
         try:
             async with anyio.create_task_group() as web:
-                await web.start(listening.run, app, [*tcp, listening.bind_unix(plan.folders.api_socket)], stopping)
+                sockets = doors.api or [*tcp, listening.bind_unix(plan.folders.api_socket)]
+                await web.start(listening.run, app, sockets, stopping)
                 _say_ready(plan, offered, f"http://{f'[{host}]' if ':' in host else host}:{port}")
                 interval_s = notify.watchdog_interval_s()
                 if interval_s is not None:
-                    services.start_soon(process.feed_watchdog, interval_s)
+                    services.start_soon(watchdog.run, pulses, interval_s)
                 await stopping.wait()
                 notify.notify("STOPPING=1")
                 _log.info("daemon.stopping", message="the daemon stops")
         finally:
-            for path in (plan.folders.api_socket, plan.folders.guard_socket):
-                with suppress(OSError):
-                    os.unlink(path)
+            _take_down(plan, doors)
         services.cancel_scope.cancel()
+
+
+def _about(plan: Plan, url: str) -> dict[str, object]:
+    """What the guard's socket says of this daemon."""
+    return {
+        "pool": plan.pool,
+        "store": url,
+        "guarded": plan.settings.gpus.guard,
+        "version": __version__,
+        "boot_id": boot_id(),
+    }
+
+
+def _take_down(plan: Plan, doors: fdstore.Doors) -> None:
+    """Remove the sockets of our own. What systemd listens on stays: programs wait there for the next daemon."""
+    for path, given in ((plan.folders.api_socket, doors.api), (plan.folders.guard_socket, doors.guard)):
+        if not given:
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _address(listen: str, sockets: list[socket.socket]) -> tuple[str, int]:
+    """Return host and port of the API, also where systemd chose the port."""
+    host, port = listening.split_listen(listen)
+    ports = [one.getsockname()[1] for one in sockets if one.family != socket.AF_UNIX]
+    return host, ports[0] if ports else port
 
 
 def _backend(

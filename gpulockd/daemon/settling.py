@@ -7,7 +7,6 @@ fence, so whatever was missed while the store or the daemon was away is found at
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import anyio
@@ -17,9 +16,10 @@ import structlog
 
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.seeing_out import RECHECK_S, Occupants, SeeingOut, nothing_seen
 from gpulockd.errors import StoreUnavailable
-from gpulockd.hardware.processes.ending import Ended, end_run
-from gpulockd.hardware.processes.identity import Process
+from gpulockd.hardware.processes.following import CardPids, no_cards
+from gpulockd.hardware.processes.table import Memories
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
@@ -30,13 +30,16 @@ from gpulockd.settings import Settings
 SOON_S = 0.02
 """How long changes gather before the ledger is compared with the fence, where nobody waits for it (in seconds)."""
 
-RECHECK_S = 0.25
-"""How soon something that was not over is looked at again (in seconds)."""
+FOLLOW_S = 2.0
+"""How often held runs are looked through for new children (in seconds)."""
 
-LEAVE_S = 1.0
-"""How long a holder that was told of its loss has to leave, before its run is asked by SIGTERM (in seconds)."""
+SCAN_SHARE = 200
+"""A pause between looks is at least so many times as long as the look."""
 
 RETRY_S = 0.2
+LOOKED_AT = frozenset(
+    {"lock_expired", "lock_revoked", "gpu_settling", "gpu_quarantined", "session_lost", "wait_abandoned", "broken"}
+)
 LOST_BY = frozenset({"expired", "revoked", "died", "overruled"})
 
 T = TypeVar("T")
@@ -49,26 +52,27 @@ class Asks(Protocol):
     async def __call__(self, call: Call[T]) -> T: ...
 
 
-Occupants = Callable[[str, frozenset[Process]], Awaitable[str]]
-"""What is on a gpu (its key) of a run's processes, as a text for people; empty if nothing is."""
-
-
-async def nothing_seen(gpu: str, run: frozenset[Process]) -> str:
-    """For cards that cannot tell."""
-    return ""
-
-
 class Settling:
     """Sees lost leases out, and tells the ledger what is over."""
 
     def __init__(
-        self, guard: Guard, ask: Asks, keys: PoolKeys, settings: Settings, occupants: Occupants = nothing_seen
+        self,
+        guard: Guard,
+        ask: Asks,
+        keys: PoolKeys,
+        settings: Settings,
+        occupants: Occupants = nothing_seen,
+        card_pids: CardPids = no_cards,
     ) -> None:
+        """:param occupants: tells who of a run is on a gpu
+        :param card_pids: the pids that the cards of a lease show
+        """
         self.guard = guard
         self._ask = ask
         self._keys = keys
         self._settings = settings
-        self._occupants = occupants
+        self.out = SeeingOut(guard, settings, self._report, occupants, card_pids)
+        self._memories = Memories()
         self._news = anyio.Event()
         self._leaving: set[str] = set()
         self._must_look = True
@@ -81,12 +85,18 @@ class Settling:
         """Something has changed; `look`: in the ledger."""
         self._must_look = self._must_look or look
         self._news.set()
+        self.out.wake()
+
+    def hear(self, kind: str) -> None:
+        """Something has happened in the pool."""
+        if kind in LOOKED_AT:
+            self.wake(look=True)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Compare and act until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self.guard.runs.follow)
+            tasks.start_soon(self._follow_runs)
             task_status.started()
             while True:
                 self._news = anyio.Event()
@@ -98,8 +108,26 @@ class Settling:
                 with anyio.move_on_after(pause_s):
                     await self._news.wait()
 
+    async def _follow_runs(self) -> None:
+        """Look for new children of all who are in, so that they are known when their parent dies."""
+        while True:
+            began_s = anyio.current_time()
+            if self.guard.fence.leases:
+                await self.out.scan()
+            await anyio.sleep(max(FOLLOW_S, SCAN_SHARE * (anyio.current_time() - began_s)))
+
+    async def _judge_kin(self) -> None:
+        """A process that wants to join must have been started with the lease in its environment."""
+        joining = self.guard.joining
+        doubts, joining.doubts = joining.doubts, []
+        for doubt in doubts:
+            process = doubt.caller.process
+            leases = await self._memories.leases([process]) if process is not None else {}
+            joining.decide(doubt, is_kin=process is not None and leases.get(process) == doubt.words.of)
+
     async def _round(self) -> float:
         """One comparison. Returns how long nothing need be done (in seconds)."""
+        await self._judge_kin()
         await self._end_dead_sessions()
         for lease in list(self.guard.fence.leases.values()):
             if not lease.inside:
@@ -133,7 +161,7 @@ class Settling:
 
     async def _compare(self) -> None:
         asked_for = dict(self.guard.fence.leases)
-        self.guard.fresh.clear()
+        fresh = set(self.guard.fresh)
         answer = await self._ask(verbs.snapshot(self._keys, length=1))
         if not isinstance(answer, a.Pictured) or answer.snapshot.frozen_ms > 0:
             return
@@ -141,8 +169,10 @@ class Settling:
         stands = {ticket.id: ticket for ticket in snapshot.leases}
         for id, lease in asked_for.items():
             ticket = stands.get(id)
+            if ticket is not None and ticket.token == lease.token:
+                self.guard.found(lease, ticket.gpus)
             if (ticket is None or ticket.token != lease.token) and self.guard.fence.leases.get(id) is lease:
-                await self._ended(lease)
+                await self._ended(lease, was_granted=id not in fresh)
         if self.adopts:
             self.adopts = False
             self._adopt(snapshot)
@@ -158,8 +188,8 @@ class Settling:
             if ticket.state == "held" and ticket.id not in {lease.id for lease in self.guard.waiting}:
                 self.guard.adopt_ledgers(lease_of(ticket, members.get(ticket.id, [])))
 
-    async def _ended(self, lease: Lease) -> None:
-        """The ledger does not have this lease any more."""
+    async def _ended(self, lease: Lease, *, was_granted: bool) -> None:
+        """The ledger does not have this lease."""
         if lease.lost:
             return self._see_out(lease)
         answer = await self._ask(verbs.confirm(self._keys, session="", id=lease.id, token=0))
@@ -170,8 +200,8 @@ class Settling:
             # Released by its holder, whose `leave` was not heard.
             self.guard.over(lease.id)
             return
-        if reason == "unknown":
-            _log.warning("guard.lease_unknown", lease=lease.id, message="a lease is in that the ledger does not know")
+        if reason == "unknown" and not was_granted:
+            return self.guard.throw_out(lease)
         self.guard.lost(lease, reason)
         self._see_out(lease)
 
@@ -184,7 +214,7 @@ class Settling:
             key = record.gpu.key
             if any(lease.lost or not lease.inside or lease.id not in standing for lease in self.guard.fence.on(key)):
                 continue
-            if await self._occupants(key, frozenset()):
+            if await self.out.occupants(key, frozenset()):
                 continue
             await self._report(key, "settled", "nothing of the earlier run is left")
 
@@ -199,76 +229,15 @@ class Settling:
             self._tasks.start_soon(self._seen_out, lease)
 
     async def _seen_out(self, lease: Lease) -> None:
-        """End what is left of a lease that was lost; then it is over."""
         try:
-            if lease.inside:
-                await self._wait_for_leave(lease)
-            if self._stands(lease) and await self._run_left(lease):
-                await self._end_run(lease)
-            while self._stands(lease) and (lease.inside or await self._run_left(lease) or await self._on_cards(lease)):
-                await self._news_within(RECHECK_S)
-            self.guard.over(lease.id)
+            while True:
+                try:
+                    return await self.out.see_out(lease)
+                except StoreUnavailable:
+                    await anyio.sleep(RETRY_S)
         finally:
             self._leaving.discard(lease.id)
             self.wake(look=True)
-
-    def _stands(self, lease: Lease) -> bool:
-        return self.guard.fence.leases.get(lease.id) is lease
-
-    async def _wait_for_leave(self, lease: Lease) -> None:
-        with anyio.move_on_after(LEAVE_S):
-            while self._stands(lease) and lease.inside:
-                await self._news_within(LEAVE_S)
-
-    async def _news_within(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self._news.wait()
-            await anyio.lowlevel.checkpoint()
-
-    async def _run_left(self, lease: Lease) -> frozenset[Process]:
-        """The living processes of a lost lease's run, of whom the kernel has said that they are."""
-        if not self._stands(lease):
-            return frozenset()
-        await self.guard.runs.scan()
-        return self.guard.runs.members(lease.id)
-
-    async def _on_cards(self, lease: Lease) -> str:
-        run = self.guard.runs.members(lease.id)
-        words = [await self._occupants(gpu, run) for gpu in lease.gpus]
-        return "; ".join(word for word in words if word)
-
-    async def _end_run(self, lease: Lease) -> None:
-        if not self._settings.gpu_lock_monitor.auto_recovery or lease.id in self.guard.unproven:
-            _log.warning("guard.run_goes_on", lease=lease.id, message="a lost lease's run goes on; it is not ended")
-            return
-        others = self.guard.runs.holds_another(lease.id)
-        for process in others:
-            _log.warning("guard.loses_another", lease=lease.id, pid=process.pid, message="it holds another lease too")
-
-        async def members() -> frozenset[Process]:
-            return await self._run_left(lease)
-
-        ended = await end_run(members, self._settings.settle.grace, others)
-        self._log_end(lease, ended)
-        if ended.left and self._stands(lease):
-            await self._quarantine(lease, ended)
-
-    def _log_end(self, lease: Lease, ended: Ended) -> None:
-        _log.info(
-            "guard.run_ended",
-            lease=lease.id,
-            asked=len(ended.asked),
-            killed=len(ended.killed),
-            left=len(ended.left),
-            message=f"the run of a lost lease ({lease.lost or 'died'}) was ended",
-        )
-
-    async def _quarantine(self, lease: Lease, ended: Ended) -> None:
-        names = ", ".join(f"pid {process.pid}" for process in sorted(ended.left))
-        why = "may not be signalled" if ended.forbidden else "cannot be killed"
-        for gpu in lease.gpus:
-            _log.error("guard.gpu_quarantined", gpu=gpu, message=f"{gpu}: {names} {why}")
-            await self._report(gpu, "quarantined", f"{names} {why}")
 
 
 def party_of(ticket: TicketRecord) -> Party:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, Literal
 
+import anyio
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from gpulockd.clock import boottime_s
+
 ANSWER_DEADLINE_S = 2.0
+READY_DEADLINE_S = 10.0
+LOADING_DEADLINE_S = 120.0
+POLL_S = 0.01
 
 Answer = Literal["absent", "silent", "loading", "ready"]
 
@@ -34,6 +41,21 @@ class StoreSocket:
         except RedisError:
             return "silent"
         return "ready"
+
+    async def wait_ready(self, ended: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the store answers; return False if `ended()` first. While it loads its file it has 120 s.
+
+        :raises TimeoutError: saying how long there was which answer
+        """
+        began_s = boottime_s()
+        while (state := await self.state()) != "ready":
+            if ended():
+                return False
+            allowed_s = LOADING_DEADLINE_S if state == "loading" else READY_DEADLINE_S
+            if boottime_s() - began_s > allowed_s:
+                raise TimeoutError(f"no answer for {allowed_s:g} s ({state})")
+            await anyio.sleep(POLL_S)
+        return True
 
     async def info(self) -> dict[str, Any]:
         """Return all that INFO says."""

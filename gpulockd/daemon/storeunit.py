@@ -1,7 +1,7 @@
 """The private store as a systemd unit of its own, which a restart of the daemon does not end.
 
 `become` looks at what the last store left and turns this process into the server; `judge` runs once it answers and says
-whether it is complete. The daemon's `UnitStore` adopts what runs and never starts one: systemd does.
+whether it is complete. The daemon adopts what runs (`StoreUnit`) and never starts one: systemd does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,10 +19,9 @@ import msgspec
 from gpulockd import places
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import marks, server
-from gpulockd.daemon.embedded import LOADING_DEADLINE_S, POLL_S, READY_DEADLINE_S, EmbeddedStore
 from gpulockd.daemon.folders import Folders, prepare, write_whole
 from gpulockd.daemon.marks import Marks
-from gpulockd.daemon.storesocket import StoreSocket
+from gpulockd.daemon.storesocket import POLL_S, READY_DEADLINE_S, StoreSocket
 from gpulockd.errors import StoreUnavailable
 
 VARIABLE = "GPULOCKD_STORE_UNIT"
@@ -38,9 +38,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool
 
 
-def unit(environ: Mapping[str, str] | None = None) -> str | None:
+def unit_of(folders: Folders, environ: Mapping[str, str] | None = None) -> StoreUnit | None:
     """Return the unit that runs this daemon's store, or None if the daemon runs it itself."""
-    return (os.environ if environ is None else environ).get(VARIABLE) or None
+    name = (os.environ if environ is None else environ).get(VARIABLE)
+    return StoreUnit(name, folders) if name else None
 
 
 def become(folders: Folders, binary: str) -> NoReturn:
@@ -84,7 +85,11 @@ async def judge(folders: Folders, server_pid: int | None = None) -> bool:
     :raises StoreUnavailable: if it ends, or does not answer in time
     """
     socket = StoreSocket(folders.store_socket)
-    await _answers(socket, server_pid)
+    try:
+        if not await socket.wait_ready(lambda: server_pid is not None and not _lives(server_pid)):
+            raise StoreUnavailable(f"the private store (pid {server_pid}) ended while it started")
+    except TimeoutError as silence:
+        raise StoreUnavailable(f"the private store does not run: {silence}") from None
     run_id = str((await socket.info())["run_id"])
     start = _starting(folders)
     if start is None:
@@ -95,17 +100,6 @@ async def judge(folders: Folders, server_pid: int | None = None) -> bool:
     marks.set_loaded(folders.store_folder, run_id, complete)
     os.unlink(os.path.join(folders.store_folder, STARTING))
     return complete
-
-
-async def _answers(socket: StoreSocket, server_pid: int | None) -> None:
-    began_s = boottime_s()
-    while (state := await socket.state()) != "ready":
-        if server_pid is not None and not _lives(server_pid):
-            raise StoreUnavailable(f"the private store (pid {server_pid}) ended while it started")
-        allowed_s = LOADING_DEADLINE_S if state == "loading" else READY_DEADLINE_S
-        if boottime_s() - began_s > allowed_s:
-            raise StoreUnavailable(f"the private store does not answer for {allowed_s:g} s ({state})")
-        await anyio.sleep(POLL_S)
 
 
 def _lives(pid: int) -> bool:
@@ -134,42 +128,43 @@ def _starting(folders: Folders) -> Start | None:
         return None
 
 
-class UnitStore(EmbeddedStore):
-    """The private store that systemd runs: adopted, waited for when it dies, never started by the daemon."""
+class StoreUnit:
+    """The unit that runs the private store, as the daemon sees it."""
 
-    async def _launch(self, lock: int) -> bool:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # it is the unit's to take
+    def __init__(self, name: str, folders: Folders) -> None:
+        self.name = name
+        self._folder = folders.store_folder
+
+    def __repr__(self) -> str:
+        return f"<StoreUnit {self.name}>"
+
+    async def started(self, socket: StoreSocket) -> None:
+        """Wait until systemd has started the store.
+
+        :raises StoreUnavailable: if it does not within 10 s
+        """
         began_s = boottime_s()
-        while await self._socket.state() == "absent":
+        while await socket.state() == "absent":
             if boottime_s() - began_s > READY_DEADLINE_S:
-                name = unit() or "its unit"
                 raise StoreUnavailable(
-                    f"the private store does not run for {READY_DEADLINE_S:g} s; see: systemctl status {name}"
+                    f"the private store does not run for {READY_DEADLINE_S:g} s; see: systemctl status {self.name}"
                 )
             await anyio.sleep(POLL_S)
-        return await self._adopt()
 
-    async def _adopt(self) -> bool:
-        await self._wait_ready()
-        run_id = str((await self._socket.info())["run_id"])
+    async def judged(self, run_id: str) -> bool:
+        """Wait until the unit has judged the server `run_id`; return whether nobody has used it yet.
+
+        Only the first daemon that asks is told so. A judge that does not come leaves a store that is not complete.
+        """
         began_s = boottime_s()
-        while not self._judged(run_id):  # a file rings for nobody
+        while _text(os.path.join(self._folder, marks.LOADED)).split(" ")[0] != run_id:
             if boottime_s() - began_s > READY_DEADLINE_S:
-                break
+                return False
             await anyio.sleep(POLL_S)
-        complete = await super()._adopt()
-        self.fresh = self._is_fresh(run_id)
-        return complete
-
-    def _judged(self, run_id: str) -> bool:
-        said = _text(os.path.join(self._folders.store_folder, marks.LOADED))
-        return said.split(" ")[0] == run_id
-
-    def _is_fresh(self, run_id: str) -> bool:
-        """Whether nobody has used it yet; a later daemon is told that somebody may have."""
-        path = os.path.join(self._folders.store_folder, FRESH)
+        path = os.path.join(self._folder, FRESH)
         fresh = _text(path) == run_id
-        Path(path).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         return fresh
 
 

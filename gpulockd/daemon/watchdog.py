@@ -7,7 +7,8 @@ away): what it proves is that it goes round, not that the world is well.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -18,6 +19,8 @@ from gpulockd.daemon.notify import notify
 
 LOOK_AGAIN_S = 1.0
 """How soon to look again at a service that is late (in seconds)."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -32,6 +35,16 @@ class Pulse(msgspec.Struct, kw_only=True):
     def beat(self) -> None:
         """Say that a cycle has ended."""
         self.at_s = anyio.current_time()
+
+    async def rest(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Wait for what may not come for hours, and beat meanwhile.
+
+        :param wait: what to wait for; it is cancelled and begun again, and must lose nothing by that
+        """
+        while True:
+            with anyio.move_on_after(self.within_s / 3):
+                return await wait()
+            self.beat()
 
 
 class Pulses:

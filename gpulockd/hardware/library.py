@@ -31,6 +31,7 @@ class Library:
         self.generation = 0
         self.handles: dict[str, Any] = {}
         self._opened = False
+        self._inits = 0
         self._opening = threading.Lock()
         self._under_way = 0
         self._changed = threading.Condition()
@@ -68,9 +69,11 @@ class Library:
         """
         nvml = _binding()
         with self._alone():
-            if self._opened:
+            # NVML counts: only the last of as many shutdowns as there were inits lets go of its cards.
+            for _ in range(self._inits):
                 with suppress(nvml.NVMLError):
                     nvml.nvmlShutdown()
+            self._inits = 0
             folder = _loaded_from()
             # By a name that it has seen the loader gives the library of before; by a new one it looks at the file.
             # The old one stays in memory: a driver is upgraded seldom, and unloading it under its own threads kills.
@@ -87,6 +90,7 @@ class Library:
             with self._opening:
                 if not self._opened:
                     nvml.nvmlInit()
+                    self._inits += 1
                     self._opened = True
 
     @contextmanager

@@ -123,7 +123,7 @@ def _seat(
     kept: set[str] = set()
     for ticket in waiting:
         if ticket.text in stuck:
-            continue  # equal wants never overtake
+            continue  # where equal wants found no room there is none
         keys = seating.find(ticket.wants, kept)
         if keys is not None:
             seating.sit(ticket.id, ticket.wants, keys)

@@ -8,7 +8,7 @@ All of a pool lives in one hash slot, `gpulockd:{<pool>}:<name>`, so every chang
 | `sessions` | zset | session id -> its end on the ledger clock (ms) |
 | `queue` | zset | ticket id -> score, all that wait: for places and printing |
 | `offered` | zset | gpu key -> index: for readers; scripts know the offered gpus by the terms in `meta` |
-| `gpus` | hash | gpu key -> what sits on it: state, lease, shared leases, their MiB; absent = ready and empty |
+| `gpus` | hash | key without hardware -> what sits on it: state, lease, shared leases, their MiB |
 | `due` | zset | `lease:<id>`, `settle:<gpu>`, `place:<gpu>`, `session:<id>` -> when it is due (ms) |
 | `held_back` | zset | ticket id -> score of those that have chosen their gpus |
 | `events` | stream | what happened, one JSON field `e`; also published on the channel of the same name |
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from gpulockd.errors import ConfigError
 
-PERMANENT = ("meta", "offered", "gpus", "events", "counters", "offer", "recorded", "recorded:tasks")
+PERMANENT = ("meta", "offered", "events", "counters", "offer", "recorded", "recorded:tasks")
 """What is left of a pool when all is quiet, besides keys with a TTL."""
 
 FLEET_POOLS = "gpulockd:{fleet}:pools"

@@ -47,7 +47,7 @@ VERBS = (
 
 # Locks must end while memory is short, so no verb is refused for it.
 _REGISTER = """
-redis.register_function{{function_name = '{library}_{verb}', flags = {{'allow-oom'}}, callback = function(keys, args)
+register{{function_name = '{library}_{verb}', flags = {{'allow-oom'}}, callback = function(keys, args)
   books.start(keys, args)
 {text}
 end}}

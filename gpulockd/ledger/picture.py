@@ -20,6 +20,24 @@ def _keys(joined: str | None) -> tuple[str, ...]:
     return tuple(joined.split(",")) if joined else ()
 
 
+_gpus_read: dict[bytes, Gpu] = {}
+
+
+def gpu_of(told: bytes) -> Gpu:
+    """A gpu as `_gpus.lua` tells it; it never changes while it is told in these words, so each is built once."""
+    found = _gpus_read.get(told)
+    if found is None:
+        if len(_gpus_read) > 4096:
+            _gpus_read.clear()
+        key, *facts = told.decode("utf-8", "replace").split(" ", 4)
+        found = Gpu(key=key)
+        if facts:
+            index, uuid, memory_mib, name = facts
+            found = Gpu(key=key, index=int(index), uuid=uuid or None, memory_mib=int(memory_mib), name=name or None)
+        _gpus_read[told] = found
+    return found
+
+
 CORE = (
     "state",
     "session",
@@ -46,15 +64,9 @@ def core_of(packed: str) -> Flat:
 
 
 def _gpu_record(row: list[bytes]) -> GpuRecord:
-    key, index, uuid, name, memory_mib, state, exclusive, shared, used_mib, offered = (part.decode() for part in row)
+    state, exclusive, shared, used_mib, offered = (part.decode() for part in row[1:])
     return GpuRecord(
-        gpu=Gpu(
-            key=key,
-            index=int(index) if index else None,
-            uuid=uuid or None,
-            name=name or None,
-            memory_mib=int(memory_mib) if memory_mib else None,
-        ),
+        gpu=gpu_of(row[0]),
         state=state,  # type: ignore[arg-type] # Lua writes only these words
         offered=offered == "1",
         exclusive=exclusive or None,

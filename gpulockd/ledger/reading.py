@@ -8,7 +8,7 @@ import msgspec
 
 from gpulockd.errors import GpuLockError
 from gpulockd.ledger import answers as a
-from gpulockd.ledger.picture import snapshot_of
+from gpulockd.ledger.picture import gpu_of, snapshot_of
 from gpulockd.model import Gpu, PoolClock
 
 Reply = list[Any]
@@ -22,28 +22,8 @@ def text(raw: Any) -> str:
     return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
 
 
-def _gpus(rows: list[list[bytes]]) -> tuple[Gpu, ...]:
-    return tuple(_gpu(*(part.decode() for part in row)) for row in rows)
-
-
-_gpu_cache: dict[tuple[str, str, str, str, str], Gpu] = {}
-
-
-def _gpu(key: str, index: str, uuid: str, name: str, memory_mib: str) -> Gpu:
-    """A gpu never changes while it has these words, so each is built once."""
-    words = (key, index, uuid, name, memory_mib)
-    found = _gpu_cache.get(words)
-    if found is None:
-        if len(_gpu_cache) > 4096:
-            _gpu_cache.clear()
-        found = _gpu_cache[words] = Gpu(
-            key=key,
-            index=int(index) if index else None,
-            uuid=uuid or None,
-            name=name or None,
-            memory_mib=int(memory_mib) if memory_mib else None,
-        )
-    return found
+def _gpus(told: list[bytes]) -> tuple[Gpu, ...]:
+    return tuple([gpu_of(words) for words in told])
 
 
 _clock_cache: dict[tuple[bytes, bytes, bytes, bytes], PoolClock] = {}

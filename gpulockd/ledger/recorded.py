@@ -13,16 +13,19 @@ Times are those of the events: the server's wall clock.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from gpulockd.errors import GpuLockError
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import reading
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.lua_files import script
 from gpulockd.ledger.tally import Tally
 from gpulockd.ledger.verbs import Call
+
+T = TypeVar("T")
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
@@ -156,29 +159,42 @@ TASKS_NAME = ":tasks"
 BOOK = ("", "")
 TASKS = (TASKS_NAME, "")
 
-_encoder = msgspec.json.Encoder()
 _book = msgspec.json.Decoder(Book)
 _task = msgspec.json.Decoder(TaskBook)
 _tally = msgspec.json.Decoder(Tally)
 
-encode = _encoder.encode
+encode = msgspec.json.encode
+
+
+class UnreadableError(GpuLockError):
+    """The statistics in the store were written by another version of gpulockd: update this one."""
 
 
 def read_book(fields: dict[str, bytes]) -> tuple[int | None, Book]:
-    """Return the position and the book that the hash `recorded` has."""
+    """Return the position and the book that the hash `recorded` has.
+
+    :raises UnreadableError: if it cannot be read; so do the other two
+    """
     if not fields.get("position") or "book" not in fields:
         return None, Book()
-    return int(fields["position"]), _book.decode(fields["book"])
+    return int(fields["position"]), _read(_book, fields["book"])
 
 
 def read_tasks(fields: dict[str, bytes]) -> dict[str, TaskBook]:
     """Return the tasks that the hash `recorded:tasks` has."""
-    return {task: _task.decode(value) for task, value in fields.items()}
+    return {task: _read(_task, value) for task, value in fields.items()}
 
 
 def read_tallies(fields: dict[str, bytes]) -> dict[str, Tally]:
     """Return the tallies of an hour by minute, or of a day by task."""
-    return {field: _tally.decode(value) for field, value in fields.items()}
+    return {field: _read(_tally, value) for field, value in fields.items()}
+
+
+def _read(decoder: msgspec.json.Decoder[T], value: bytes) -> T:
+    try:
+        return decoder.decode(value)
+    except msgspec.DecodeError as unreadable:
+        raise UnreadableError(f"{UnreadableError.__doc__} ({unreadable})") from unreadable
 
 
 def _number(value: int | None) -> str:

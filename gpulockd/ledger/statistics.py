@@ -60,7 +60,7 @@ class TaskStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics at one moment; all times in ms of the server's wall clock.
 
-    `book` has the sums since `book.since_ms` and the gaps; `window` the sum of `from_ms` ... `to_ms`, whole minutes;
+    `book` has the sums since `book.since_ms` and the gaps; `window` the sum of the minutes that begin in it;
     `spans` its minutes or hours in which something happened; `tasks` what is known of each task that was asked for.
     """
 
@@ -108,10 +108,11 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
         :param since_s: the window's length (in seconds) up to its end, unless `from_ms` is given
         :param from_ms: the window's beginning (wall clock); never more than 14 days before now
-        :param to_ms: its end; None is now
+        :param to_ms: its end, which the next window may begin with; None is now
         :param by: the length of `spans`; by minute the window is cut to its last 48 hours
         :param tasks: the tasks to tell of; None: all of them, () none
         :raises StoreUnavailable: if the store is away
+        :raises UnreadableError: if another version of gpulockd has written them
         """
         of_tasks = (TASKS,) if tasks is None else tuple((TASKS_NAME, name[:LONGEST_TASK]) for name in tasks)
         first = await ask(recorded(keys, parts=(BOOK, *of_tasks)))
@@ -174,7 +175,7 @@ def _spans(
     if only_whole:
         return [Span(at_ms=begin_ms, tally=tally) for tally in tallies.values()]
     minutes = sorted((begin_ms + int(field) * MINUTE_MS, tally) for field, tally in tallies.items() if field != WHOLE)
-    inside = [Span(at_ms=at_ms, tally=tally) for at_ms, tally in minutes if from_ms <= at_ms <= to_ms]
+    inside = [Span(at_ms=at_ms, tally=tally) for at_ms, tally in minutes if from_ms <= at_ms < to_ms]
     if by == "minute" or not inside:
         return inside
     return [Span(at_ms=max(begin_ms, from_ms), tally=summed(span.tally for span in inside))]

@@ -121,6 +121,23 @@ async def test_a_lost_card_is_told_apart_from_its_healthy_neighbours(stub: Stub)
         assert (await ask("read", "GPU-never-was"))["error"] == "CardLost"
 
 
+async def test_a_card_that_is_only_back_for_who_begins_anew_is_found_by_beginning_anew(stub: Stub) -> None:
+    """NVML does not see a card again that was lost while it was open; the daemon need not be restarted for it."""
+    stub.set([StubCard(A, sticky=True), StubCard(B)])
+    async with asked(stub.env) as ask:
+        await ask("list")
+        await ask("watch")
+        stub.set(init=999)
+        assert (await ask("list"))["code"] == 999
+        stub.set([StubCard(A, sticky=True, error=15), StubCard(B)], init=0)  # NVML is initialized twice by now
+        assert (await ask("read", A))["error"] == "CardLost"
+        stub.set([StubCard(A, sticky=True), StubCard(B)])
+        assert (await ask("read", A))["error"] == "CardLost"
+        assert await ask("reopen") is None
+        assert (await ask("read", A))["uuid"] == A
+        assert (await ask("read", B))["uuid"] == B
+
+
 async def test_cards_are_followed_by_uuid_when_their_order_changes(stub: Stub) -> None:
     """After a reboot, or a card pulled out, the numbers mean other cards; the UUID never does."""
     stub.set([StubCard(A, used=1), StubCard(B, used=2), StubCard(C, used=3)])

@@ -362,7 +362,10 @@ def expected_keys(pool: Pool) -> dict[str, Any]:
         keys[f"ticket:{t.id}"] = _ticket_fields(t)
         keys[f"members:{t.id}"] = t.members
     taken = {*pool.cards, *(key for t in tickets if t.state in HOLDS for key in t.gpus)}
-    keys["gpus"] = {key: there for key in taken if (there := _on_gpu(pool, key)) != "ready - 0 0"}
+    there = {key: on for key in sorted(taken) if (on := _on_gpu(pool, key)) != "ready - 0 0"}
+    keys["gpus"] = {key: on for key, on in there.items() if key not in pool.cards}
+    offered = [key for key in pool.candidates(Wants()) if key in there]
+    keys["meta"]["gpus"] = "".join(f"{key} {there[key]};" for key in offered)
     for id, reason in pool.tombs.items():
         keys[f"done:{id} (ttl)"] = reason
     return {name: value for name, value in keys.items() if value}

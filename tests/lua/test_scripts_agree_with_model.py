@@ -78,7 +78,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
                 both.end("", t.id, reason="revoked")
             both.live_on(30_000)  # freezes end and gpus settle
             left = {name for name in both.ledger.all_keys() if not name.endswith(" (ttl)")}
-            kept = {*UNCHECKED, "meta", "offered", "gpus"}
+            kept = {*UNCHECKED, "meta", "offered"}
             if left - kept:
                 raise Disagreement(f"invariant 11: keys are left behind: {sorted(left - kept)}")
 

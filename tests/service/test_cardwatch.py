@@ -64,6 +64,11 @@ class Watched:
         path.write_text(text)
         return path
 
+    async def looks(self, more: int = 4) -> None:
+        """Let the cards be looked at some more times."""
+        enough = self.watch.looks.taken + more
+        await until(lambda: self.watch.looks.taken >= enough)
+
     async def report(self, index: int, state: str) -> None:
         """Say how a gpu is, as a command does."""
         async with store_of(self.server) as store:
@@ -96,7 +101,7 @@ async def watched(
     async def tell(gpu: str, who: str) -> None:
         told.append((gpu, who))
 
-    async with store_of(server) as store, anyio.create_task_group() as tasks:
+    async with store_of(server) as store, closing_cards(cards), anyio.create_task_group() as tasks:
         watch = CardWatch(
             CardLooks(cards, lambda: gpus),
             PoolKeys(pool),
@@ -112,7 +117,15 @@ async def watched(
         with client_here(server.url, pool):
             yield Watched(server, pool, folder, watch, told)
         tasks.cancel_scope.cancel()
-    cards.close()
+
+
+@asynccontextmanager
+async def closing_cards(cards: SimulatedCards) -> AsyncIterator[None]:
+    """Let the threads of cards end with the block."""
+    try:
+        yield
+    finally:
+        cards.close()
 
 
 async def test_a_card_that_is_lost_tells_its_holder_and_the_next_gets_another(
@@ -160,13 +173,17 @@ async def test_an_xid_that_breaks_the_card_takes_it_out_and_one_of_a_program_doe
 ) -> None:
     """XID 31 is a bug of the holder's; XID 79 is the end of the card."""
     async with watched(server, pool, tmp_path) as here:
-        async with gpu_lock("gpu_lock:0") as lease:
-            xid = here.break_(0, "xid", "31\n13\n")
-            await until(lambda: not xid.exists())
-            needs = here.break_(0, "recovery", "gpu_reset")
-            await until(lambda: here.state(0) == "lost")
-            await until(lease.lost.is_set)
-            needs.unlink()
+        with pytest.raises(LeaseLost):
+            async with gpu_lock("gpu_lock:0") as lease:
+                xid = here.break_(0, "xid", "31\n13\n")
+                await until(lambda: not xid.exists())
+                await here.looks()
+                assert here.state(0) == "ready"
+                assert not lease.lost.is_set()
+                needs = here.break_(0, "recovery", "gpu_reset")
+                await until(lambda: here.state(0) == "lost")
+                await until(lease.lost.is_set)
+        needs.unlink()
         await until(lambda: here.state(0) == "ready")
         here.break_(1, "recovery", "gpu_reset")
         here.break_(1, "xid", "48\n")
@@ -220,7 +237,7 @@ async def test_a_drained_card_that_fails_and_recovers_is_drained_still(
         await until(lambda: bool(here.watch.fault_of("gpu_lock:0")))
         lost.unlink()
         await until(lambda: not here.watch.fault_of("gpu_lock:0"))
-        await until(lambda: here.watch.memories[uuid_of(here)].clean > 4)
+        await here.looks()
         assert here.state(0) == "drained"
 
 
@@ -237,8 +254,7 @@ async def test_without_recovery_a_failure_is_seen_and_nobody_loses_a_lease(
         async with gpu_lock("gpu_lock:0") as lease:
             here.break_(0, "lost")
             await until(lambda: here.state(0) == "lost")
-            looked = len(here.watch.looks.history[uuid_of(here, 1)])
-            await until(lambda: len(here.watch.looks.history[uuid_of(here, 1)]) > looked + 3)
+            await here.looks()
             assert not lease.lost.is_set()
 
 
@@ -252,12 +268,10 @@ async def test_a_holder_and_its_children_are_no_strangers_and_another_program_is
             occupy(here.folder, 0, 100)
             occupy(here.folder, 0, 200, pid=program.pid)
             await until(lambda: len(here.watch.looks.pids_on("gpu_lock:0")) == 2)
-            looked = len(here.watch.looks.history[uuid_of(here)])
-            await until(lambda: len(here.watch.looks.history[uuid_of(here)]) > looked + 3)
+            await here.looks()
             assert here.told == []
         # A worker between two tasks keeps its context.
-        looked = len(here.watch.looks.history[uuid_of(here)])
-        await until(lambda: len(here.watch.looks.history[uuid_of(here)]) > looked + 3)
+        await here.looks()
         assert here.told == []
         stranger = await grandchild()
         try:
@@ -277,9 +291,8 @@ async def test_a_holder_and_its_children_are_no_strangers_and_another_program_is
 
 async def grandchild() -> int:
     """Start a program that is not our child any more."""
-    code = "import os, time\nif os.fork(): os._exit(0)\nos.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
-    done = await anyio.run_process([sys.executable, "-c", f"import sys; {code!r}; exec({code!r})"])
-    return int(done.stdout)
+    code = "import subprocess as s; print(s.Popen(['sleep', '600'], stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
+    return int((await anyio.run_process([sys.executable, "-c", code])).stdout)
 
 
 async def test_where_strangers_are_waited_for_a_card_is_not_given_while_one_is_there(
@@ -309,8 +322,7 @@ async def test_memory_that_nobody_visible_uses_is_told_of_on_a_card_without_hold
             here.break_(1, "hidden", "9000")  # its holder's own
             here.break_(0, "hidden", "8000")
             await until(lambda: bool(here.told))
-            looked = len(here.watch.looks.history[uuid_of(here)])
-            await until(lambda: len(here.watch.looks.history[uuid_of(here)]) > looked + 3)
+            await here.looks()
             assert [gpu for gpu, _ in here.told] == ["gpu_lock:0"]
             assert "cannot see" in here.told[0][1]
             assert "8000 MiB" in here.told[0][1]
@@ -342,7 +354,7 @@ async def test_cards_that_rest_cost_the_store_nothing(server: Server, pool: str,
     """A host with eight idle cards looks at them every few seconds, all day."""
     async with watched(server, pool, tmp_path) as here:
         await until(lambda: bool(here.watch.looks.history))
-        uuid = next(iter(here.watch.looks.history))
+        await here.looks()
         asked = 0
         ask = here.watch._ask
 
@@ -351,7 +363,6 @@ async def test_cards_that_rest_cost_the_store_nothing(server: Server, pool: str,
             asked += 1
             return await ask(call)
 
-        here.watch._ask = counted  # type: ignore[method-assign, assignment] # it is looked at, not replaced
-        looked = len(here.watch.looks.history[uuid])
-        await until(lambda: len(here.watch.looks.history[uuid]) > looked + 10)
+        here.watch._ask = counted
+        await here.looks(10)
         assert asked == 0

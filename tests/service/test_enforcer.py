@@ -8,8 +8,9 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gpulockd.daemon.enforcer import Enforcer
 from gpulockd.daemon.judging import Reading
 from gpulockd.daemon.levels import Rules
 from gpulockd.daemon.monitor import Monitor
+from gpulockd.daemon.news import News
 from gpulockd.daemon.obeying import Asks
 from gpulockd.daemon.usage import Sample
 from gpulockd.events import Event, HeartbeatMissed, LockRevoked, StopRequested, TimeoutWarned, decode
@@ -95,16 +97,17 @@ async def enforcing(
     async with asking(server, pool) as (store, id):
         ask = through(store.ask)
         enforcer = Enforcer(
-            server.url,
             PoolKeys(pool),
             ask,
             session=lambda: id,
             rules=lambda: by,
-            deadline_s=2.0,
             runs=runs,
             press=pressed,
         )
+        news = News(server.url, PoolKeys(pool), 2.0)
+        news.tell(enforcer.hear)
         async with anyio.create_task_group() as tasks:
+            await tasks.start(news.run)
             await tasks.start(enforcer.run)
             yield enforcer
             tasks.cancel_scope.cancel()
@@ -365,15 +368,9 @@ async def test_what_a_stopped_run_uses_is_seen_by_the_full_check(server: Server,
             return {id: Sample(cpu_ticks=int(words[11]) + int(words[12]), gpu_busy=False, gone=False)}
 
         async with asking(server, pool) as (store, _):
-            looks: list[Callable[[], Awaitable[object]]] = []
-
-            async def look() -> None:
-                for one in looks:
-                    await one()
-
-            monitor = Monitor(PoolKeys(pool), store.ask, rules=lambda: by, checked=look, sample=sampled)
+            monitor = Monitor(PoolKeys(pool), store.ask, rules=lambda: by, sample=sampled)
             async with enforcing(server, pool, by, runs=monitor.readings) as enforcer:
-                looks.append(lambda: enforcer.look(full=True))
+                monitor.on_check = partial(enforcer.look, full=True)
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(monitor.run)
                     await until(lambda: monitor.checks.healthy > 3)
@@ -489,7 +486,8 @@ async def test_checks_are_counted_as_healthy_and_unhealthy(server: Server, pool:
         looked += 1
 
     async with asking(server, pool) as (store, id):
-        monitor = Monitor(keys, store.ask, rules=rules, checked=look)
+        monitor = Monitor(keys, store.ask, rules=rules)
+        monitor.on_check = look
         await monitor.check()
         assert (monitor.checks.total, monitor.checks.healthy, looked) == (1, 1, 1)
         bad = verbs.report(keys, session=id, gpu="gpu_lock:1", state="quarantined", reason="test")

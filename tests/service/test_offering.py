@@ -9,7 +9,8 @@ import redis
 
 from gpulockd import gpu_lock
 from gpulockd.client import process
-from gpulockd.daemon.offering import Offering, open_session
+from gpulockd.daemon.offering import Offering
+from gpulockd.daemon.standing import open_session
 from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 from tests.pools import QUICK, client_here, offer, simulated, snapshot

@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import random
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,7 +23,7 @@ from gpulockd.events import Event, decode
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.ledger.recorded import HOUR_MS
+from gpulockd.ledger.recorded import HOUR_MS, UnreadableError
 from gpulockd.ledger.statistics import Statistics
 from gpulockd.ledger.store import Store
 from gpulockd.ledger.tally import Facts, Tally
@@ -198,6 +200,52 @@ async def test_a_recorder_killed_at_any_moment_counts_nothing_twice_and_loses_no
         await store.ask(verbs.end(keys, session="", id=traffic.session, token=None, reason="released", what="session"))
 
 
+PROGRAM = """
+import sys, anyio
+from gpulockd.daemon import recorder
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.store import Store
+from gpulockd.web.feed import Feed
+async def main():
+    store, keys = Store(sys.argv[1], deadline_s=5), PoolKeys(sys.argv[2])
+    feed = Feed(store, keys)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(feed.run)
+        print("ready", flush=True)
+        await recorder.run(store.ask, keys, feed, batch_s=0.001)
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+async def test_a_process_that_is_killed_while_it_records_leaves_true_statistics(server: Server, pool: str) -> None:
+    """kill -9 asks nobody: not between reading and writing, not between writing and the reply."""
+    seed = secrets.randbits(32)
+    dice = random.Random(seed)
+    offer(server, pool, simulated(1))
+    keys = PoolKeys(pool)
+    async with connected(server.url) as store:
+        traffic = Traffic(store, keys)
+        await traffic.open()
+        for _ in range(6):
+            command = [sys.executable, "-c", PROGRAM, server.url, pool]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+                try:
+                    assert program.stdout is not None
+                    assert await asyncio.to_thread(program.stdout.readline) == b"ready\n"
+                    for _ in range(dice.randrange(1, 80)):
+                        await traffic.hold("whisper")
+                finally:
+                    program.kill()
+        recorded_alone = (await Statistics.read(store.ask, keys)).book.read
+        async with recording(store, keys):
+            statistics = await caught_up(store, keys, server.url)
+        for name, tally in summed_up(statistics).items():
+            assert tally == tally_of(in_stream(server.url, keys)), f"{name}, seed {seed}"
+        assert 0 < recorded_alone <= statistics.book.read
+        await store.ask(verbs.end(keys, session="", id=traffic.session, token=None, reason="released", what="session"))
+
+
 @pytest.mark.slow
 async def test_statistics_survive_the_death_of_store_and_recorder(pool: str) -> None:
     """Daemon, store, or both are killed while locks are taken; afterwards the sums are those of the stream."""
@@ -310,6 +358,24 @@ async def test_a_pool_that_nobody_has_opened_is_waited_for(server: Server, pool:
     assert statistics.book.total == tally_of(in_stream(server.url, keys))
 
 
+async def test_statistics_of_another_version_stop_neither_daemon_nor_store(server: Server, pool: str) -> None:
+    """Counting is not worth a lock: what cannot be read is left alone, and recorded on once it can be."""
+    offer(server, pool, simulated(1))
+    keys = PoolKeys(pool)
+    book = keys.base + "recorded"
+    async with connected(server.url) as store:
+        with redis.Redis.from_url(server.url) as raw:
+            raw.hset(book, mapping={"position": 1, "book": b'{"total": "what is that?"}'})
+            async with recording(store, keys, elsewhere_s=0.05):
+                with pytest.raises(UnreadableError):
+                    await Statistics.read(store.ask, keys)
+                await anyio.sleep(0.2)
+                assert raw.hget(book, "position") == b"1"
+                raw.delete(book)
+                statistics = await caught_up(store, keys, server.url)
+        assert statistics.book.total == tally_of(in_stream(server.url, keys))
+
+
 async def test_while_nothing_happens_nothing_is_asked(server: Server, pool: str) -> None:
     """A quiet pool costs nothing: the recorder waits for news."""
     offer(server, pool, simulated(1))
@@ -342,6 +408,12 @@ async def test_windows_count_whole_minutes_and_hours_alike(server: Server, pool:
         assert sum(span.tally.of("acquired") for span in by_minute.spans) == 3
         earlier = await Statistics.read(store.ask, keys, to_ms=by_hour.at_ms - 2 * HOUR_MS, since_s=3600)
         assert earlier.window == Tally()
+        later = await Statistics.read(store.ask, keys, from_ms=earlier.to_ms)
+        assert later.window == total
+        minute_ms = by_minute.spans[0].at_ms
+        before = await Statistics.read(store.ask, keys, to_ms=minute_ms)
+        after = await Statistics.read(store.ask, keys, from_ms=minute_ms)
+        assert before.window.attempts + after.window.attempts == 3
         await store.ask(verbs.end(keys, session="", id=traffic.session, token=None, reason="released", what="session"))
 
 

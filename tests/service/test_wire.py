@@ -223,6 +223,29 @@ async def test_a_subscription_that_is_never_confirmed_is_given_up(server: Server
         await Subscription.open(server.url, ("test-a",), deadline_s=DEADLINE_S)
 
 
+def test_it_runs_under_uvloop(server: Server) -> None:
+    """The package `gpulockd[fast]` brings it; its transports are not asyncio's."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def speak() -> None:
+        ear = await Subscription.open(server.url, ("test-uv",), deadline_s=20)
+        async with commands(server.url, DEADLINE_S) as wired:
+            said = await asyncio.gather(*(wired.run(("ECHO", f"{n}" * 9000)) for n in range(20)))
+            assert said == [(f"{n}" * 9000).encode() for n in range(20)]
+            assert len(wired.descriptors()) == len(ear.descriptors()) == 1
+            await wired.run(("PUBLISH", "test-uv", "news"))
+            assert await ear.next() == b"news"
+            server.pause()
+            with pytest.raises(Late):
+                await wired.run(("PING",))
+            server.resume()
+            assert await wired.run(("PING",)) == b"PONG"
+        await ear.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(speak())
+
+
 def _free_port() -> int:
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))

@@ -50,7 +50,8 @@ class StubCard:
     """A card: memory in MiB, `util` in percent, `power` in mW, `delay` in ms for each question about it.
 
     `error` is what NVML returns for it, `grow` how many times its process list has grown between size and rows,
-    `recovery` its recovery action (-1 = a driver that does not tell).
+    `recovery` its recovery action (-1 = a driver that does not tell); `sticky`: once an error, it stays until the
+    library is initialized anew.
     """
 
     uuid: str
@@ -68,6 +69,7 @@ class StubCard:
     no_util: bool = False
     no_processes: bool = False
     no_events: bool = False
+    sticky: bool = False
     migs: tuple[StubMig, ...] = ()
     processes: tuple[StubProcess, ...] = ()
 

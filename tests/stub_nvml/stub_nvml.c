@@ -4,7 +4,7 @@
  *   host init=0 init_delay=0 kernel=570.1          what nvmlInit returns, after how many ms; version in the kernel
  *   card n=0 uuid=GPU-a name=NVIDIA_H200 total=.. reserved=.. used=.. (MiB) util=.. temp=.. power=.. (mW)
  *        error=0 delay=0 (ms, each question about it) grow=0 (fills that find the list grown) mig=0 recovery=-1
- *        no_util=0 no_processes=0 no_events=0
+ *        no_util=0 no_processes=0 no_events=0; sticky=1: once lost, lost until the library is initialized anew
  *   mig n=0 slot=0 uuid=MIG-a gi=1 ci=0 total=.. reserved=.. used=..
  *   process n=0 slot=-1 kind=compute pid=.. used=.. (MiB; -1: not told)
  *   event seq=1 n=0 type=8 data=79 gi=4294967295 ci=4294967295
@@ -29,7 +29,7 @@
 
 enum { OK, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, ALREADY, NOT_FOUND, INSUFFICIENT_SIZE, TIMED_OUT = 10 };
 
-typedef struct { int there, error, delay, grow, mig, recovery, no_util, no_processes, no_events, util, temp, power;
+typedef struct { int there, error, delay, grow, mig, recovery, no_util, no_processes, no_events, sticky, util, temp, power;
   long long total, reserved, used; unsigned gi, ci; char uuid[80], name[80]; } Card;
 typedef struct { int n, slot; char kind[16]; unsigned pid; long long used; } Row;
 typedef struct { unsigned long long seq, type, data; int n; unsigned gi, ci; } Happened;
@@ -38,7 +38,7 @@ typedef struct { int init, init_delay; char kernel[32]; Card cards[CARDS], migs[
 typedef struct { unsigned long long seen; unsigned long long types[CARDS]; } Set;
 
 static char handles[CARDS * (SLOTS + 1)];
-static int opened, grown[CARDS];
+static int opened, grown[CARDS], stuck[CARDS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *text(const char *line, const char *key, char *into, size_t size) {
@@ -61,7 +61,7 @@ static void read_card(const char *line, Card *card) {
   *card = (Card){.there = 1, .error = number(line, "error", 0), .delay = number(line, "delay", 0),
     .grow = number(line, "grow", 0), .mig = number(line, "mig", 0), .recovery = number(line, "recovery", -1),
     .no_util = number(line, "no_util", 0), .no_processes = number(line, "no_processes", 0),
-    .no_events = number(line, "no_events", 0), .util = number(line, "util", 0), .temp = number(line, "temp", 30),
+    .no_events = number(line, "no_events", 0), .sticky = number(line, "sticky", 0), .util = number(line, "util", 0), .temp = number(line, "temp", 30),
     .power = number(line, "power", 70000), .total = number(line, "total", 81920), .reserved = number(line, "reserved", 0),
     .used = number(line, "used", 0), .gi = number(line, "gi", WHOLE), .ci = number(line, "ci", WHOLE)};
   text(line, "uuid", card->uuid, sizeof card->uuid);
@@ -116,7 +116,9 @@ static int card_of(void *handle, int asks, State *state, Card **card, int *n, in
     nap(20);
   }
   *card = *slot < 0 ? &state->cards[*n] : &state->migs[*n][*slot];
-  if (state->cards[*n].error) return state->cards[*n].error;
+  Card *whole = &state->cards[*n];
+  if (whole->error && whole->sticky) stuck[*n] = whole->error;
+  if (whole->error || stuck[*n]) return whole->error ? whole->error : stuck[*n];
   return (*card)->there ? OK : NOT_FOUND;
 }
 
@@ -130,11 +132,15 @@ int nvmlInitWithFlags(unsigned flags) {
   for (int waited = 0; waited < state.init_delay; waited += 20) { nap(20); look(&state); }
   if (state.init) return state.init;
   if (strcmp(state.kernel, LIBRARY)) return 18;
-  opened = 1;
+  opened++;
   return OK;
 }
 
-int nvmlShutdown(void) { opened = 0; return OK; }
+int nvmlShutdown(void) {
+  if (!opened) return UNINITIALIZED;
+  if (!--opened) memset(stuck, 0, sizeof stuck);
+  return OK;
+}
 
 const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : "an error of the stub"; }
 

@@ -501,6 +501,25 @@ async def test_children_of_a_killed_holder_stay_members() -> None:
             assert runs.holds_another("lease") == frozenset()
 
 
+async def test_a_daemon_that_starts_again_adopts_the_members_it_wrote_down() -> None:
+    """The holder has died meanwhile, and one of its children has too; only the record still links the others."""
+    told: list[tuple[str, Process]] = []
+    with program("one, two = child(rest), child(rest); say(one); say(two); rest()") as started:
+        holder, one, two = started.myself, started.process(), started.process()
+        started.popen.kill()
+        started.popen.wait(30)
+        send(two, signal.SIGKILL)
+        await until(lambda: not alive(two))
+        with Runs(lambda lease, process: told.append((lease, process))) as runs:
+            runs.hold("lease", holder)
+            runs.adopt("lease", one)
+            runs.adopt("lease", two)
+            await until(lambda: {("lease", holder), ("lease", two)} == set(told))
+            await runs.scan()
+            assert runs.members("lease") == {one}
+            assert len(told) == 2
+
+
 async def test_a_double_fork_is_found_on_the_card_by_its_lease() -> None:
     """Born and orphaned between two scans, it is nobody's descendant; its environment still names the lease."""
     lease = "a1b2"
@@ -764,6 +783,9 @@ async def test_a_process_is_described_without_its_arguments(tmp_path: Path) -> N
         assert process is not None and user_of(process) == os.getuid()
         said = await describe(process, Memories())
         assert said.endswith(f" train.py (pid {popen.pid}, user {_me()})") and "secret" not in said
+        said = await describe(process, Memories(deadline_s=0))
+        assert said.startswith("python") and "train.py" not in said, "one that does not answer has the kernel's name"
+        assert await Memories(deadline_s=0).leases([process]) == {}
     finally:
         popen.kill()
         popen.communicate()

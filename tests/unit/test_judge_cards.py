@@ -139,6 +139,15 @@ def test_a_card_that_hangs_twice_leaves_the_pool_but_its_holder_goes_on() -> Non
     assert card.see(WELL) == [Report("ready", "the card answers again and is well")]
 
 
+def test_a_card_that_its_driver_does_not_have_takes_nobody_new_and_its_holder_goes_on() -> None:
+    """A container can lose sight of every card while all of them work; that must not end every lease."""
+    card, missing = Card(), Look(missing="the driver no longer has this GPU")
+    assert card.see(missing) == [Report("lost", missing.missing)]
+    assert card.see(missing) == []
+    card.see(OLD_WELL)
+    assert card.see(OLD_WELL) == [Report("ready", "the card answers again and is well")]
+
+
 @pytest.mark.parametrize("state", ["ready", "lost"])
 def test_a_driver_that_does_not_answer_says_nothing_of_its_cards(state: GpuState) -> None:
     """An upgrade of the driver must not end every lease of the host, nor bring a lost card back."""

@@ -9,14 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from gpulockd.daemon import fdstore
 from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.kept import Kept, name_of, process_of
 from gpulockd.daemon.notify import notify, reloading, watchdog_interval_s
-from gpulockd.daemon.watchdog import Pulse, healthy, overdue
+from gpulockd.daemon.process import reloaded
+from gpulockd.daemon.watchdog import Pulse, Pulses, healthy, overdue
+from gpulockd.errors import ConfigError
 from gpulockd.hardware.processes.identity import Process, identify
+from tests.states import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -198,6 +202,33 @@ def test_one_late_service_is_enough_to_be_unhealthy_and_is_named() -> None:
     assert healthy(pulses, now_s=105) and healthy([], now_s=105)
     assert overdue(pulses, now_s=105.1) == ("timer",)
     assert overdue(pulses, now_s=161) == ("recorder", "timer")
+
+
+async def test_a_service_that_waits_for_hours_is_not_late() -> None:
+    """Most of the time nothing happens; who waits for it is as well as who works."""
+    pulses = Pulses()
+    pulse = pulses.add("timer", within_s=0.3)
+    came = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pulse.rest, came.wait)
+        before_s = pulse.at_s
+        await until(lambda: pulse.at_s > before_s + 0.3)
+        came.set()
+    assert pulses.overdue() == ()
+    await until(lambda: pulses.overdue() == ("timer",))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_reload_ends_with_ready_whatever_became_of_it(manager: socket.socket, refused: bool) -> None:
+    """Systemd waits for it, and counts a service that never says so as still reloading."""
+
+    async def reload() -> None:
+        if refused:
+            raise ConfigError("config.yml:1:1: unknown key")
+
+    await reloaded(reload)
+    assert manager.recv(200).startswith(b"RELOADING=1\n")
+    assert manager.recv(200) == b"READY=1"
 
 
 def test_a_credential_is_read_and_its_stand_in_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpulockd import events
@@ -247,6 +247,8 @@ class Kept:
 
 
 @settings(max_examples=60)
+@example([("released", 0, 7), ("acquired", 1, 0), ("expired", 0, 7)], [3], [1])
+@example([("released", 0, 7), ("acquired", 1, 0), ("expired", 0, 7)], [2], [3, 9])
 @given(steps, st.lists(st.integers(1, 7), min_size=1), st.lists(st.integers(0, 9)))
 def test_however_the_stream_is_cut_into_batches_the_sums_are_the_same(
     rows: list[tuple[str, int, int]], sizes: list[int], cuts: list[int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from hypothesis import given
@@ -126,15 +125,13 @@ def test_a_keyed_slot_without_hardware_is_forecast_too() -> None:
     assert starts_s(snapshot, {"t": [10_000] * 5}) == {"b": 10, "c": 0}
 
 
-def test_a_full_page_of_the_queue_is_forecast_within_a_second() -> None:
-    """It is asked for at every look at the page; generous, so that it fails only if the play grows by a power."""
+def test_every_place_of_a_full_page_of_the_queue_is_forecast() -> None:
+    """All wants mixed, and every holder known: nobody is forgotten, and each begins after now."""
     kinds = [ANY, Wants(count=2), Wants(keys=("gpu_lock:3",)), Wants(memory_mib=8192, exclusive=False)]
     queue = [ticket(f"q{n}", kinds[n % 4], task=f"t{n % 7}", waited_ms=1000 * (256 - n)) for n in range(256)]
     cards = [card(n) for n in range(8)]
     leases = [ticket(f"l{n}", task="t0", gpus=(f"gpu_lock:{n}",)) for n in range(8)]
     holds = {f"t{n}": [10_000 + 700 * n + 13 * i for i in range(32)] for n in range(7)}
-    began = time.process_time()
     found = expected_starts(pool(cards, leases, queue), holds)
-    assert all(found.values())
-    assert time.process_time() - began < 20
-    print(f"{time.process_time() - began:.3f} s")
+    assert len(found) == 256
+    assert all(start is not None and start.early_s > 0 for start in found.values())

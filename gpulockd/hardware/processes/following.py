@@ -90,14 +90,26 @@ class Runs:
         :param pidfd: of this very process, ours from now on
         :param lease_id: the name under which a joined process has the lease
         :param spared: processes of no concern to this run, such as what a shell started before it became the wrapper
+        :raises HiddenProcess: if /proc hides it
+        :raises OSError: if no descriptor is left
         """
-        run = self._runs.setdefault(lease, Run(lease, self._spared))
+        run = self.adopt(lease, holder, pidfd)
         run.spared |= frozenset(spared)
         run.lease_ids |= {lease_id} if lease_id else set()
         run.holders.add(holder)
-        run.members.add(holder)
-        self._watch.add(holder, pidfd)
         self._due.set()
+
+    def adopt(self, lease: str, member: Process, pidfd: int | None = None) -> Run:
+        """Follow a member that holds nothing itself, one that a daemon before this one wrote down.
+
+        :raises HiddenProcess: if /proc hides it
+        :raises OSError: if no descriptor is left
+        """
+        # Watched first: a member whose death nobody would tell is worse than an error.
+        self._watch.add(member, pidfd)
+        run = self._runs.setdefault(lease, Run(lease, self._spared))
+        run.members.add(member)
+        return run
 
     def drop(self, lease: str) -> None:
         """Follow this run no longer."""
@@ -145,8 +157,8 @@ class Runs:
             )
             # The watch alone says who has died: the table may be older than a member that was found meanwhile.
             for process in found - run.members:
-                run.members.add(process)
                 self._watch.add(process)
+                run.members.add(process)
         return table
 
     async def follow(self, card_pids: CardPids = no_cards, interval_s: float = SCAN_S) -> None:

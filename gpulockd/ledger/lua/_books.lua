@@ -46,9 +46,10 @@ end
 
 -- Begins a call with nothing of the one before.
 function books.start(keys, args)
+  if not redis then redis, cjson, string, table, math, ipairs, pairs, next, tonumber, setmetatable, unpack = globals() end
   KEYS, ARGV = keys, args
   names = names_of(keys[1])
-  books.freed, books.terms_changed, cold_fields = {}, false, nil
+  books.freed, books.terms_changed, books.token_raised, cold_fields = {}, false, false, nil
   if books.changed[1] then books.changed = {} end
   gpus.forget()
   tickets.forget()
@@ -109,18 +110,19 @@ end
 -- Reads the books and moves the clock. `terms` (the pool's session times) are given by the verbs that may open a
 -- pool; for all others a pool without books is unopened. Returns false then.
 function books.open(terms, known_pool)
-  local packed = redis.call('HMGET', names.meta, 'state', 'terms', 'token')
+  local packed = redis.call('HMGET', names.meta, 'state', 'terms', 'token', 'gpus')
   local state = packed[1]
   if not state and not terms then return false end
   local wall_ms, run_id = server.time_ms(), server.run_id()
   books.wall_ms = wall_ms
   if state then
     local last_ms, clock_ms, stamp, seq, due_ms = string.match(state, '(%S+) (%S+) (%S+) (%S+) (%S+)')
-    meta = setmetatable({token = packed[3] + 0, stamp = stamp + 0, seq = seq + 0, due_ms = due_ms + 0},
+    meta = setmetatable({token = packed[3] + 0, stamp = stamp + 0, seq = seq + 0, due_ms = due_ms + 0,
+      gpus = packed[4] or ''},
       terms_of[packed[2]] or read_terms(packed[2]))
     books.now = clock_ms + math.max(0, math.min(wall_ms - last_ms, meta.step_ms))
   else
-    meta = setmetatable({token = 0, stamp = 0, seq = 0, due_ms = 0}, NO_TERMS)
+    meta = setmetatable({token = 0, stamp = 0, seq = 0, due_ms = 0, gpus = '', cards = {}, offered_keys = {}}, NO_TERMS)
     books.now = wall_ms
   end
   if not state or run_id ~= meta.run_id then epochs.open(run_id, terms, known_pool) end
@@ -136,6 +138,10 @@ function books.write()
     books.note('terms', table.concat(words, ' '))
     meta.told, books.terms_changed = told(meta), false
   end
+  if books.token_raised then books.note('token', text(meta.token)) end
+  local on_gpus = gpus.text()   -- a gpu is freed last
+  if on_gpus then books.note('gpus', on_gpus) end
+  gpus.keep()
   local fields = books.changed
   if not fields[1] then return redis.call('HSET', names.meta, 'state', state) end
   fields[#fields + 1] = 'state'
@@ -152,11 +158,24 @@ function books.answer(word, ...)
   return {word, terms[1], terms[2], terms[3], terms[4], text(books.now), ...}
 end
 
--- No token up to this one is given again. It is written at once, before the lease that carries it.
+-- No token up to this one is given again.
 function books.raise_token(token)
-  meta.token = math.max(meta.token, token)
-  redis.call('HSET', names.meta, 'token', meta.token)
-  return meta.token
+  if token <= meta.token then return meta.token end
+  meta.token, books.token_raised = token, true
+  return token
+end
+
+-- Token and gpus are written before the lease that has them: a cut in between leaves a gpu taken by nobody.
+function books.take()
+  local on_gpus, token = gpus.text(), books.token_raised and text(meta.token)
+  books.token_raised = false
+  if token and on_gpus then
+    redis.call('HSET', names.meta, 'token', token, 'gpus', on_gpus)
+  elseif token then
+    redis.call('HSET', names.meta, 'token', token)
+  elseif on_gpus then
+    redis.call('HSET', names.meta, 'gpus', on_gpus)
+  end
 end
 
 function books.next_token()

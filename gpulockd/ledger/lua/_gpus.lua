@@ -1,9 +1,12 @@
--- The gpus of a pool and what sits on them. What a gpu is stands in the terms, as it was offered; what sits on it is
--- one field of the hash `gpus`, absent while the gpu is ready and empty. "Any gpu" means offered gpus, in the order of
--- their index; a key without hardware is a gpu of which only the key is known.
+-- The gpus of a pool and what sits on them. What an offered gpu is stands in the terms, as it was offered; what sits on
+-- all of them is one text in the books, in which those that are ready and empty are left out. "Any gpu" means offered
+-- gpus, in the order of their index. A key without hardware is a gpu of which only the key is known; what sits on it is
+-- one field of the hash `gpus`, absent while nothing does.
 
 gpus = room(function(gpus)
-  local known = {}            -- key -> record, read once a script
+  local on                    -- offered gpu -> record; kept for the next call if that reads the same text
+  local changed               -- does the text no longer say what the records do?
+  local slots = {}            -- key without hardware -> record, read once a script
   local parsed, wants_known = {}, 0   -- text -> wants, over many calls
 
   -- The offered gpus as the terms have them: by key, and their keys in the order of their index.
@@ -11,7 +14,7 @@ gpus = room(function(gpus)
     local cards, keys = {}, {}
     for i, card in ipairs(cjson.decode(json)) do
       card.offered = true
-      card.told = {card.key, text(card.index), card.uuid, card.name, text(card.memory_mib)}
+      card.told = table.concat({card.key, text(card.index), card.uuid, text(card.memory_mib), card.name}, ' ')
       cards[card.key], keys[i] = {__index = card}, card.key
     end
     table.sort(keys, function(a, b)
@@ -22,30 +25,34 @@ gpus = room(function(gpus)
   end
 
   local function record(key, packed)
-    local g = {key = key, state = 'ready', exclusive = '', shared = 0, used_mib = 0}
-    if packed then
-      local state, exclusive, shared, used_mib = string.match(packed, '(%S+) (%S+) (%S+) (%S+)')
-      g.state, g.shared, g.used_mib = state, shared + 0, used_mib + 0
-      if exclusive ~= '-' then g.exclusive = exclusive end
-    end
-    known[key] = setmetatable(g, meta.cards[key])
+    local g = setmetatable({key = key, state = 'ready', exclusive = '', shared = 0, used_mib = 0}, meta.cards[key])
+    if not packed then return g end
+    local state, exclusive, shared, used_mib = string.match(packed, '(%S+) (%S+) (%S+) (%S+)')
+    g.state, g.shared, g.used_mib, g.packed = state, shared + 0, used_mib + 0, packed
+    if exclusive ~= '-' then g.exclusive = exclusive end
     return g
   end
 
-  function gpus.get(key)
-    return known[key] or record(key, redis.call('HGET', names.gpus, key))
+  -- Reads what sits on the offered gpus. The records are taken from the call before only if that came to its end and
+  -- the books say the same still.
+  local function read()
+    if names.on_text == meta.gpus and names.on_cards == meta.cards then
+      on = names.on
+    else
+      local there = {}
+      for key, packed in string.gmatch(meta.gpus, '(%S+) ([^;]+);') do there[key] = packed end
+      on = {}
+      for _, key in ipairs(meta.offered_keys) do on[key] = record(key, there[key]) end
+    end
+    names.on_text = nil
+    return on
   end
 
-  -- Reads many at once; `get` has them then.
-  local function read(keys)
-    if #keys == 1 then return gpus.get(keys[1]) end
-    local unknown = {}
-    for _, key in ipairs(keys) do
-      if not known[key] then unknown[#unknown + 1] = key end
-    end
-    if not unknown[1] then return end
-    local packed = redis.call('HMGET', names.gpus, unpack(unknown))
-    for i, key in ipairs(unknown) do record(key, packed[i]) end
+  function gpus.get(key)
+    local g = (on or read())[key] or slots[key]
+    if g then return g end
+    slots[key] = record(key, redis.call('HGET', names.gpus, key))
+    return slots[key]
   end
 
   function gpus.offered()
@@ -53,15 +60,58 @@ gpus = room(function(gpus)
   end
 
   function gpus.forget()
-    if next(known) then known = {} end
+    on, changed = nil, false
+    if next(slots) then slots = {} end
   end
 
-  -- From now on these gpus are offered and no others.
+  -- The text that says what sits on the offered gpus, or nil if it has not changed.
+  function gpus.text()
+    if not changed then return nil end
+    local list = {}
+    for _, key in ipairs(meta.offered_keys) do
+      if on[key].packed then list[#list + 1] = key .. ' ' .. on[key].packed .. ';' end
+    end
+    meta.gpus, changed = table.concat(list), false
+    return meta.gpus
+  end
+
+  -- The call has come to its end.
+  function gpus.keep()
+    if on then names.on, names.on_text, names.on_cards = on, meta.gpus, meta.cards end
+  end
+
+  function gpus.write(g)
+    if g.shared == 0 and g.exclusive == '' and g.state == 'ready' then
+      g.packed = nil
+    else
+      g.packed = string.format('%s %s %d %d', g.state, g.exclusive ~= '' and g.exclusive or '-', g.shared, g.used_mib)
+    end
+    if g.offered then
+      changed = true
+    elseif g.packed then
+      redis.call('HSET', names.gpus, g.key, g.packed)
+    else
+      redis.call('HDEL', names.gpus, g.key)
+    end
+  end
+
+  -- From now on these gpus are offered and no others; what sits on them goes with them.
   function gpus.offer(json)
     local cards, keys = gpus.cards_of(json)
+    local before, after = on or read(), {}
+    for _, key in ipairs(keys) do
+      after[key] = gpus.get(key)
+      if not before[key] then redis.call('HDEL', names.gpus, key) end
+      setmetatable(after[key], cards[key])
+    end
+    for key, g in pairs(before) do
+      if not cards[key] then
+        slots[key] = setmetatable(g, nil)
+        gpus.write(g)
+      end
+    end
     books.note_term('cards_json', json)
-    meta.cards, meta.offered_keys = cards, keys
-    gpus.forget()
+    meta.cards, meta.offered_keys, on, changed = cards, keys, after, true
   end
 
   function gpus.split(joined)
@@ -84,11 +134,8 @@ gpus = room(function(gpus)
     return w
   end
 
-  -- The keys of the gpus that `w` could use, all of them read.
   function gpus.candidates(w)
-    local keys = w.keys or gpus.offered()
-    read(keys)
-    return keys
+    return w.keys or gpus.offered()
   end
 
   -- Could `w` ever be on this gpu?
@@ -123,12 +170,6 @@ gpus = room(function(gpus)
     local keys = {}
     for i = 1, w.count do keys[i] = list[i].key end
     return keys
-  end
-
-  function gpus.write(g)
-    if g.shared == 0 and g.exclusive == '' and g.state == 'ready' then return redis.call('HDEL', names.gpus, g.key) end
-    local exclusive = g.exclusive ~= '' and g.exclusive or '-'
-    redis.call('HSET', names.gpus, g.key, string.format('%s %s %d %d', g.state, exclusive, g.shared, g.used_mib))
   end
 
   function gpus.occupy(w, keys, id)
@@ -167,12 +208,12 @@ gpus = room(function(gpus)
     end
   end
 
-  -- The gpus as an answer carries them: key, index, uuid, name, memory in MiB.
+  -- The gpus as an answer carries them: key, index, uuid, memory in MiB and name in one text each, or a slot's key alone.
   function gpus.describe(keys)
     local list = {}
     for i, key in ipairs(keys) do
       local card = meta.cards[key]
-      list[i] = card and card.__index.told or {key, '', '', '', ''}
+      list[i] = card and card.__index.told or key
     end
     return list
   end

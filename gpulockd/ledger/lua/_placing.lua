@@ -24,6 +24,7 @@ placing = room(function(placing)
     if books.ring(t.session, doorbell) == 0 then return queue.send_away(t, w) end
     local following, following_score = queue.leave(id, w)
     gpus.occupy(w, keys, id)
+    books.take()
     t.state, t.token, t.gpus, t.granted_ms = 'claim', token, table.concat(keys, ','), books.now
     tickets.write(t)
     due.at(books.now + meta.claim_window_ms, 'lease:' .. id)

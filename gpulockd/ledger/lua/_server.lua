@@ -6,6 +6,16 @@
 
 local KEYS, ARGV   -- of the call under way
 
+-- What the rooms use of Lua and of the server. A global costs two look-ups each time, so these are locals; they cannot
+-- be read while the library is loaded, so `books.start` fills them at the first call.
+local register = redis.register_function
+
+local function globals()
+  return redis, cjson, string, table, math, ipairs, pairs, next, tonumber, setmetatable, unpack
+end
+
+local redis, cjson, string, table, math, ipairs, pairs, next, tonumber, setmetatable, unpack
+
 local function room(fill)
   local filled = {}
   fill(filled)

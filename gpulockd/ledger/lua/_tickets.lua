@@ -78,6 +78,7 @@ tickets = room(function(tickets)
     local w, is_new = gpus.wants(t.wants), not t.state
     t.token = books.next_token()
     gpus.occupy(w, keys, t.id)
+    books.take()
     t.state, t.gpus, t.granted_ms = 'held', table.concat(keys, ','), books.now
     if is_new then tickets.enter(t) else tickets.write(t) end
     due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)

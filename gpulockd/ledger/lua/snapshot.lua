@@ -3,7 +3,7 @@
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session, ''    ARGV[2] first place of the page (0 ...)    ARGV[3] length of the page (1 ... 256)
 -- ARGV[4]  a boot id, '': how many sessions of that boot live here, of the first 10,000
--- returns  {'snapshot', ..., meta (flat), gpus [[as answered..., state, lease, shared, used (MiB), offered]], leases [[flat, id, process]], queue [[flat, id, process]],
+-- returns  {'snapshot', ..., meta (flat), gpus [[gpu as answered, state, lease, shared, used (MiB), offered]], leases [[flat, id, process]], queue [[flat, id, process]],
 --          queued, sessions, next due on the ledger clock (ms) or '', counters (flat), host, sessions of the boot} | {'no_session'}
 --          | {'unopened'}
 local refusal = begin(ARGV[1])
@@ -21,9 +21,8 @@ local keys, listed = {}, {}
 local function list(key)
   if listed[key] then return end
   listed[key] = true
-  local g, row = gpus.get(key), {unpack(gpus.describe({key})[1])}
-  row[6], row[7], row[8], row[9], row[10] = g.state, g.exclusive, text(g.shared), text(g.used_mib), g.offered and '1' or ''
-  keys[#keys + 1] = row
+  local g = gpus.get(key)
+  keys[#keys + 1] = {gpus.describe({key})[1], g.state, g.exclusive, text(g.shared), text(g.used_mib), g.offered and '1' or ''}
 end
 for _, key in ipairs(gpus.offered()) do list(key) end
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -88,11 +88,11 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no asyncio.Transport by inheritance.
+        self._transport = cast("asyncio.Transport", transport)
         self._closed = self._loop.create_future()
         if self.why is not None:
-            transport.abort()
+            self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where the loop puts what it reads."""
@@ -125,7 +125,7 @@ class Wire(asyncio.BufferedProtocol):
         if slot.done():
             return
         if isinstance(reply, Refused):
-            slot.set_exception(reply)
+            _fail(slot, reply)
         else:
             slot.set_result(reply)
 
@@ -150,7 +150,7 @@ class Wire(asyncio.BufferedProtocol):
         while self._line:
             slot, _ = self._line.popleft()
             if not slot.done():
-                slot.set_exception(self._copy())
+                _fail(slot, self._copy())
         if self._ended is not None:
             self._ended()
 
@@ -158,3 +158,9 @@ class Wire(asyncio.BufferedProtocol):
         """The reason for one of those who wait: an exception belongs to one traceback."""
         why = self.why or Broken("the connection is not open")
         return type(why)(*why.args)
+
+
+def _fail(slot: asyncio.Future[Reply], error: Exception) -> None:
+    """Tell who waits. Nobody may wait any more: then it is no error that anybody must see."""
+    slot.set_exception(error)
+    slot.exception()

@@ -1,0 +1,104 @@
+"""Who speaks to the guard: one connection each, and whose sessions they are.
+
+A session belongs to the process that named it first, as the kernel shows that process; nobody else may speak for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gpulockd.daemon.fence import Party
+from gpulockd.hardware.processes.identity import Process, alive
+from gpulockd.hardware.processes.watch import Watch
+
+Words = Mapping[str, Any]
+
+
+class Caller:
+    """One connection to the guard, or a request that the daemon makes for a process.
+
+    :param process: who the kernel says it is; None where it does not show it, and the connection stands for it
+    :param say: sends one line; must not block
+    """
+
+    def __init__(self, process: Process | None, uid: int, say: Callable[[Words], None], *, hint: str = "") -> None:
+        """:param hint: why the kernel does not show the process, and the cure"""
+        self.hint = hint
+        self.process = process
+        self.uid = uid
+        self.say = say
+        self.sessions: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Caller {self.process or 'invisible'}>"
+
+    def party(self, ticket: str, session: str) -> Party:
+        """This caller in a lease."""
+        pid, started = (self.process.pid, self.process.started_ticks) if self.process else (0, 0)
+        return Party(ticket=ticket, session=session, pid=pid, started=started, uid=self.uid)
+
+    def is_party(self, party: Party) -> bool:
+        """Whether `party` is this caller's process."""
+        if self.process is None:
+            return party.pid == 0 and party.session in self.sessions
+        return (party.pid, party.started) == (self.process.pid, self.process.started_ticks)
+
+
+class Callers:
+    """All connections, by the sessions that they speak for."""
+
+    def __init__(self, watch: Watch) -> None:
+        """:param watch: is told of every process that speaks here"""
+        self._watch = watch
+        self._owners: dict[str, Process | Caller] = {}
+        self._callers: dict[str, list[Caller]] = {}
+
+    def bind(self, caller: Caller, session: str) -> bool:
+        """Take a session for this caller's process; False if it is another's."""
+        owner = self._owners.setdefault(session, caller.process or caller)
+        if owner != (caller.process or caller) and not (isinstance(owner, Process) and not alive(owner)):
+            return False
+        self._owners[session] = caller.process or caller
+        if session not in caller.sessions:
+            caller.sessions.add(session)
+            self._callers.setdefault(session, []).append(caller)
+        if caller.process is not None and caller.process not in self._watch:
+            self._watch.add(caller.process)
+        return True
+
+    def own(self, party: Party) -> None:
+        """A process that was recorded: watch it, and keep its session for it. One that is dead is told at once."""
+        if party.pid:
+            process = Process(party.pid, party.started)
+            self._owners.setdefault(party.session, process)
+            self._watch.add(process)
+
+    def part(self, caller: Caller) -> list[str]:
+        """A connection has ended. Returns the sessions that end with it: their process is seen through it alone."""
+        ended = []
+        for session in caller.sessions:
+            callers = self._callers.get(session, [])
+            if caller in callers:
+                callers.remove(caller)
+            if caller.process is None and not callers:
+                ended.append(session)
+        return ended
+
+    def of_process(self, process: Process) -> list[str]:
+        """The sessions of a process."""
+        return [session for session, owner in self._owners.items() if owner == process]
+
+    def forget(self, session: str) -> None:
+        """A session has ended."""
+        self._owners.pop(session, None)
+        self._callers.pop(session, None)
+
+    def hear(self, session: str) -> bool:
+        """Whether anybody is connected for a session."""
+        return bool(self._callers.get(session))
+
+    def tell(self, session: str, words: Words) -> None:
+        """Say something to every connection of a session."""
+        for caller in self._callers.get(session, ()):
+            caller.say(words)

@@ -1,0 +1,70 @@
+"""What happens in the pool, told to the services as it happens: one subscription for all of them.
+
+Its law: news is a hint. Whoever hears of a break (`BROKEN`) must look at the state, since anything may have been
+missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+import structlog
+
+from gpulockd.errors import StoreUnavailable
+from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.subscription import Subscription
+
+RETRY_S = 0.2
+MOST_RETRY_S = 5.0
+BROKEN = "broken"
+"""Told instead of a kind of event after the subscription was away."""
+
+_START = b'{"type":"'
+
+_log = structlog.get_logger(__name__)
+
+
+class News:
+    """The events of one pool, by their kinds."""
+
+    def __init__(self, url: str, keys: PoolKeys, deadline_s: float) -> None:
+        """:param deadline_s: for the store's answers (in seconds)"""
+        self._url = url
+        self._keys = keys
+        self._deadline_s = deadline_s
+        self._listeners: list[Callable[[str], None]] = []
+
+    def tell(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the kind of each event from now on; it must not raise."""
+        self._listeners.append(listener)
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled."""
+        task_status.started()
+        pause_s = RETRY_S
+        while True:
+            try:
+                subscription = await Subscription.open(
+                    self._url, (self._keys.events_channel,), deadline_s=self._deadline_s, sharded=False
+                )
+                try:
+                    pause_s = RETRY_S
+                    self._spread(BROKEN)
+                    await subscription.hear(self._take)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await subscription.aclose()
+            except StoreUnavailable as away:
+                _log.debug("news.store_away", message=away.message)
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MOST_RETRY_S)
+
+    def _take(self, message: bytes) -> None:
+        if message.startswith(_START):
+            self._spread(message[len(_START) : message.index(b'"', len(_START))].decode(errors="replace"))
+
+    def _spread(self, kind: str) -> None:
+        for listener in self._listeners:
+            listener(kind)

@@ -1,0 +1,71 @@
+"""The daemon's session in its pool, and what it publishes there for clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gpulockd.client.session import OpenAnswer, Session
+from gpulockd.errors import ConfigError
+from gpulockd.ledger import answers as a
+from gpulockd.ledger.verbs import Terms
+from gpulockd.model import Gpu
+from gpulockd.settings import Settings
+
+
+class ElsewhereError(ConfigError):
+    """The pool belongs to another host: choose another pool with --pool, or another Redis."""
+
+    host: str = ""
+
+
+class OfferingSession(Session):
+    """The daemon's session. It tells when an answer shows another epoch, or when it has begun anew."""
+
+    on_change: Callable[[], None] | None = None
+    _seen: tuple[str, str] = ("", "")
+
+    def heard(self, asked_at: float, answer: a.Answer) -> None:
+        """As every session, and look whether the offer may be lost; also called by the keepalive thread."""
+        super().heard(asked_at, answer)
+        now = (self.id, answer.clock.epoch)
+        if now != self._seen:
+            self._seen = now
+            if self.on_change is not None:
+                self.on_change()
+
+    def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
+        """:raises ElsewhereError: if the daemon of another host offers this pool"""
+        if isinstance(answer, a.Elsewhere):
+            raise elsewhere(self.pool, answer)
+        return super().opened(asked_at, answer, asked_id)
+
+
+def defaults_of(settings: Settings) -> dict[str, Any]:
+    """Return what the pool publishes for its clients, as plain JSON values."""
+    return {name: msgspec.to_builtins(getattr(settings, name)) for name in ("gpu_lock", "session", "gpu_lock_monitor")}
+
+
+def open_session(url: str, pool: str, settings: Settings, api_socket: str) -> OfferingSession:
+    """Return the daemon's session, not open yet.
+
+    :raises ConfigError: if `pool` cannot be the name of a pool
+    """
+    terms = Terms.of(settings.session, settings.queue, settings.settle)
+    return OfferingSession(url, pool, settings.session, terms, socket=api_socket)
+
+
+def with_memory(gpu: Gpu) -> Gpu:
+    """A card that shares the host's memory has none to be divided."""
+    return gpu if gpu.memory_mib is not None else msgspec.structs.replace(gpu, memory_mib=0)
+
+
+def elsewhere(pool: str, answer: a.Elsewhere) -> ElsewhereError:
+    host = answer.host or answer.boot_id
+    return ElsewhereError(
+        f"pool {pool!r} is offered by a daemon that runs on host {host!r}: give this host a pool of its own "
+        "(--pool NAME, GPULOCKD_POOL or 'pool:' in config.yml), or stop that daemon",
+        host=answer.host,
+    )

@@ -1,0 +1,416 @@
+"""The guard before real processes: deaths, stops, amnesia and lies, with a flock as the card."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+import redis
+
+from gpulockd.hardware.processes.identity import alive, identify
+from tests.daemons import Daemon, daemon_folder, eventually, running_daemon, start_daemon
+from tests.states import until
+from tests.system.holders import Holder, holders
+
+CONFIG: dict[str, Any] = {
+    "session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 1, "margin": 0.5, "claim_window": 2, "guard_gone_after": 20},
+    "settle": {"timeout": 10, "grace": 1},
+}
+"""A dead process counts as gone after 10 s without a guard, so what happens sooner is the guard's."""
+
+SOON_S = 5.0
+"""Well under what would happen without a guard."""
+
+
+def store_of(daemon: Daemon) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(daemon.runtime / "store.sock"))
+
+
+async def queued(daemon: Daemon, count: int) -> None:
+    """Wait until so many stand in the queue."""
+
+    async def stands() -> bool:
+        return len((await daemon.get("/api/v1/queue")).json["queue"]) >= count
+
+    await eventually(stands, 30)
+
+
+async def follows(first: Holder, second: Holder, within_s: float = SOON_S) -> float:
+    """How long it takes until the second is in (in seconds)."""
+    began = time.monotonic()
+    await second.is_in(within_s)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_the_next_begins_at_once_when_a_holder_is_killed(tmp_path: Path, mode: str) -> None:
+    """Without a guard everybody would wait for the session's end."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", mode)
+            await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            first.send(signal.SIGKILL)
+            await follows(first, second)
+            assert int(second.said("in") or 0) > int(first.said("in") or 0)
+
+
+async def test_a_waiter_that_is_killed_is_passed_over_at_once(tmp_path: Path) -> None:
+    """The one behind it must not wait for a dead process's claim."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first, dead, third = start.start("first"), None, None
+            await first.is_in()
+            dead = start.start("dead")
+            await queued(daemon, 1)
+            third = start.start("third")
+            await queued(daemon, 2)
+            dead.send(signal.SIGKILL)
+            dead.process.wait()
+            first.leave()
+            await third.is_in(SOON_S)
+
+
+async def test_a_child_that_goes_on_alone_is_ended_before_the_next_begins(tmp_path: Path) -> None:
+    """A forked child has the card still when its parent has died: the next one would meet it there."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", "forks")
+            await first.is_in()
+            await until(lambda: first.said("child"))
+            second = start.start("second")
+            await queued(daemon, 1)
+            await anyio.sleep(1.2)  # the guard looks for children each second
+            first.send(signal.SIGKILL)
+            await second.is_in(20)
+            child = identify(int(first.said("child") or 0))
+            assert child is None or not alive(child)
+
+
+async def test_a_stopped_holder_whose_lease_expired_is_killed_before_the_next_begins(tmp_path: Path) -> None:
+    """It cannot leave by itself, and when it wakes late it must touch nothing."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", wish="{'lock_timeout': 2}")
+            await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            first.send(signal.SIGSTOP)
+            await second.is_in(30)
+            assert first.process.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+            assert first.said("out") is None
+
+
+async def test_a_holder_that_heeds_nothing_is_killed_and_one_that_leaves_is_not(tmp_path: Path) -> None:
+    """A revoked body that ends in time costs its process nothing."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first")
+            await first.is_in()
+            second = start.start("second", "deaf")
+            await queued(daemon, 1)
+            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            await daemon.ask("DELETE", f"/api/v1/leases/{lease['id']}")
+            await second.is_in(SOON_S)
+            await first.is_out()
+            assert "LeaseLost" in (first.said("lost") or "")
+            assert first.process.wait(5) == 0
+            third = start.start("third")
+            await queued(daemon, 1)
+            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            await daemon.ask("DELETE", f"/api/v1/leases/{lease['id']}")
+            await third.is_in(20)
+            assert second.process.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_holders_keep_their_card_through_an_emptied_store(tmp_path: Path, stopped: bool) -> None:
+    """The fence knows who is in, whatever the ledger has forgotten; a stopped process cannot even say so itself."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first")
+            token = await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            if stopped:
+                first.send(signal.SIGSTOP)
+            with store_of(daemon) as store:
+                store.flushall()
+            await anyio.sleep(6)
+            assert second.said("in") is None
+            first.send(signal.SIGCONT)
+            await anyio.sleep(1)
+            assert first.said("lost") is None
+            assert first.said("out") is None
+            first.leave()
+            await second.is_in(30)
+            assert int(second.said("in") or 0) > token
+
+
+async def test_a_store_that_is_away_for_long_costs_no_holder_its_lease(tmp_path: Path) -> None:
+    """Belief in Redis would be over after five seconds; the guard stands for the holder."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first")
+            await first.is_in()
+            with store_of(daemon) as store:
+                pid = store.info("server")["process_id"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await anyio.sleep(12)
+                assert first.said("lost") is None
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await anyio.sleep(1)
+            assert first.said("lost") is None
+            first.leave()
+            await first.is_out()
+            assert first.said("lost") is None
+
+
+async def test_a_daemon_that_was_killed_knows_whom_it_has_let_in(tmp_path: Path) -> None:
+    """Deaths while it was down are found, living holders are neither disturbed nor passed."""
+    async with daemon_folder() as base:
+        async with running_daemon(config=CONFIG, base=base) as daemon:
+            with holders(tmp_path / "h", daemon) as start:
+                first = start.start("first")
+                await first.is_in()
+                second = start.start("second")
+                await queued(daemon, 1)
+                await daemon.kill()
+                async with running_daemon(config=CONFIG, base=base) as again:
+                    await anyio.sleep(2)
+                    assert second.said("in") is None
+                    assert first.said("lost") is None
+                    await again.kill()
+                    first.send(signal.SIGKILL)
+                    first.process.wait()
+                    async with running_daemon(config=CONFIG, base=base):
+                        await second.is_in(SOON_S)
+
+
+async def test_the_store_is_emptied_while_the_daemon_is_down(tmp_path: Path) -> None:
+    """Nobody is granted until the guard has said who is in, or has been away for long."""
+    async with daemon_folder() as base:
+        async with running_daemon(config=CONFIG, base=base) as daemon:
+            with holders(tmp_path / "h", daemon) as start:
+                first = start.start("first")
+                await first.is_in()
+                second = start.start("second")
+                await queued(daemon, 1)
+                await daemon.kill()
+                with store_of(daemon) as store:
+                    store.flushall()
+                await anyio.sleep(12)  # longer than a session lives
+                assert second.said("in") is None
+                async with running_daemon(config=CONFIG, base=base):
+                    await anyio.sleep(4)
+                    assert second.said("in") is None
+                    assert first.said("lost") is None
+                    first.leave()
+                    await second.is_in(30)
+
+
+async def test_a_daemon_that_is_stopped_during_a_hand_off_delays_it_only(tmp_path: Path) -> None:
+    """Nobody goes round a guard that does not answer, and nobody waits for ever."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first")
+            await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            daemon.process.send_signal(signal.SIGSTOP)
+            try:
+                first.leave()
+                await first.is_out()
+                await anyio.sleep(3)
+                assert second.said("in") is None
+            finally:
+                daemon.process.send_signal(signal.SIGCONT)
+            await second.is_in(SOON_S)
+
+
+async def test_without_the_socket_a_program_waits_and_names_the_cure(tmp_path: Path) -> None:
+    """A container that forgot the mount must not go round the fence; once the guard has signed off it may begin."""
+    async with running_daemon(config=CONFIG) as daemon:
+        hidden = tmp_path / "hidden"
+        hidden.mkdir()
+        env = {"GPULOCKD_SOCKET": str(hidden), "GPULOCKD_REDIS_URL": daemon.store_url, "GPULOCKD_POOL": daemon.pool}
+        (daemon.runtime / "guard.sock").rename(daemon.runtime / "elsewhere.sock")
+        with holders(tmp_path / "h", daemon) as start:
+            start.env = env
+            one = start.start("one")
+            await until(lambda: "mount the daemon's folder" in one.log, 20)
+            assert one.said("in") is None
+            await daemon.stop()
+            await one.is_in(20)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root for a pid namespace of its own")
+async def test_a_holder_in_its_own_pid_namespace_is_known_and_its_death_is_heard(tmp_path: Path) -> None:
+    """Containers mount the folder; the kernel names their processes to the daemon."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+            await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            (child,) = psutil.Process(first.process.pid).children()
+            child.send_signal(signal.SIGKILL)
+            await second.is_in(SOON_S)
+
+
+class Liar:
+    """Somebody who speaks to the guard by hand."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(5)
+        self._socket.connect(str(daemon.runtime / "guard.sock"))
+        self._lines = self._socket.makefile("rb")
+
+    def say(self, **words: Any) -> None:
+        self._socket.sendall(json.dumps(words).encode() + b"\n")
+
+    def hear(self) -> Any:
+        return json.loads(self._lines.readline())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+async def test_lies_on_the_socket_change_nothing(tmp_path: Path) -> None:
+    """Whoever may write to the socket may not end, imitate or block others for long."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first")
+            token = await first.is_in()
+            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            second = start.start("second")
+            await queued(daemon, 1)
+            with store_of(daemon) as store:
+                sessions = [name.decode() for name in store.zrange(f"gpulockd:{{{daemon.pool}}}:sessions", 0, -1)]
+            liar = Liar(daemon)
+            liar.say(verb="leave", lease=lease["id"], token=token)
+            for session in sessions:
+                liar.say(verb="hello", session=session, held=[], known=[], as_of=token + 10)
+                liar.hear()
+            # A lease that nobody was granted, with a token that would shut out everybody.
+            words = {"id": "f" * 32, "token": (1 << 52), "gpus": ["gpu_lock:0", "gpu_lock:1"], "exclusive": True}
+            liar.say(verb="admit", session="liar", lease=words)
+            assert "waits" in liar.hear()
+            await anyio.sleep(1)
+            assert second.said("in") is None
+            assert first.said("lost") is None
+            first.leave()
+            await second.is_in(20)
+            liar.close()
+
+
+async def test_a_made_up_lease_on_a_free_gpu_is_thrown_out(tmp_path: Path) -> None:
+    """The fence compares itself with the ledger: what the ledger never granted does not stay."""
+    async with running_daemon(config=CONFIG) as daemon:
+        liar = Liar(daemon)
+        words = {"id": "f" * 32, "token": (1 << 52), "gpus": ["gpu_lock:0"], "exclusive": True}
+        liar.say(verb="admit", session="liar", lease=words)
+        assert "admitted" in liar.hear()
+        with holders(tmp_path / "h", daemon) as start:
+            await start.start("one").is_in(20)
+        liar.close()
+
+
+async def test_nonsense_on_the_socket_is_answered_or_ended(tmp_path: Path) -> None:
+    """No peer can end the guard or make it grow."""
+    async with running_daemon(config=CONFIG) as daemon:
+        for nonsense in (b"", b"{}", b"[1]", b"\xff\xfe", b'{"verb": "admit"}', b'{"verb": 7}', b"[" * 40_000):
+            liar = Liar(daemon)
+            liar._socket.sendall(nonsense + b"\n")
+            assert "error" in liar.hear(), nonsense
+            liar.close()
+        liar = Liar(daemon)
+        with suppress(OSError):
+            liar._socket.sendall(b"x" * 200_000)
+        liar.close()
+        with holders(tmp_path / "h", daemon) as start:
+            await start.start("one").is_in()
+
+
+async def test_a_second_daemon_for_the_same_pool_refuses(tmp_path: Path) -> None:
+    """Two fences are none; the cure is in the text."""
+    async with running_daemon(config=CONFIG) as daemon, daemon_folder() as other:
+        command = ["--redis", daemon.store_url, "--pool", daemon.pool]
+        process = start_daemon(other, *command, config=CONFIG)
+        try:
+            code = await anyio.to_thread.run_sync(lambda: process.wait(30))
+        finally:
+            process.kill()
+            assert process.stdout is not None
+            process.stdout.close()
+        assert code == 2
+        assert "--pool" in (other / "daemon.log").read_text()
+
+
+async def test_programs_that_held_before_the_guard_came_are_taken_over(tmp_path: Path) -> None:
+    """An offer ends no lease; from its hello on a holder is guarded, and its death is heard at once."""
+    async with daemon_folder() as base:
+        async with running_daemon(config=CONFIG, base=base) as daemon:
+            with holders(tmp_path / "h", daemon) as start:
+                await daemon.stop()
+                first = start.start("first")
+                await first.is_in()
+                async with running_daemon(config=CONFIG, base=base) as again:
+                    second = start.start("second")
+                    await queued(again, 1)
+                    await anyio.sleep(1.5)
+                    assert second.said("in") is None
+                    first.send(signal.SIGKILL)
+                    await second.is_in(SOON_S)
+
+
+async def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
+    """A stranger that got a dead holder's number while the daemon was down must not even notice."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to choose the next pid")
+    async with daemon_folder() as base:
+        async with running_daemon(config=CONFIG, base=base) as daemon:
+            with holders(tmp_path / "h", daemon) as start:
+                first = start.start("first")
+                await first.is_in()
+                second = start.start("second")
+                await queued(daemon, 1)
+                await daemon.kill()
+                first.send(signal.SIGKILL)
+                first.process.wait()
+                stranger = _with_pid(first.process.pid)
+                try:
+                    async with running_daemon(config=CONFIG, base=base):
+                        await second.is_in(SOON_S)
+                        assert stranger.poll() is None
+                finally:
+                    stranger.kill()
+                    stranger.wait()
+
+
+def _with_pid(pid: int) -> subprocess.Popen[bytes]:
+    """A process that has this very number."""
+    for _ in range(200):
+        with suppress(OSError):
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "120"])
+        if process.pid == pid:
+            assert identify(pid) is not None
+            return process
+        process.kill()
+        process.wait()
+    pytest.skip("the pid could not be had again")
