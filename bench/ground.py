@@ -149,4 +149,4 @@ class Ground:
 
 def script_words(call: Call[Any]) -> tuple[Any, ...]:
     """The words of a script call after its function's name."""
-    return (len(call.keys.fixed), *call.keys.fixed, *call.args)
+    return (len(call.keys.wire), *call.keys.wire, *call.args)

@@ -164,7 +164,7 @@ async def _bare_pair(send: Send) -> Pair:
     """The scripts that `_our_pair` runs, in the session of this process, with nothing around them."""
     keys, wants, job = PoolKeys(POOL), Wants(keys=("gpu_lock:0",)), Job(task="python")
     session = (await line_for(POOL)).session
-    fixed = (len(keys.fixed), *keys.fixed)
+    fixed = (len(keys.wire), *keys.wire)
     example = verbs.request(
         keys, session=session.id, id="", wants=wants, priority=0, wait=True, job=job, lock_timeout_ms=3_600_000,
         asked_ms=session.ledger_ms,

@@ -69,7 +69,7 @@ class Guard:
         return self.fence.token
 
     def assertions(self) -> list[tuple[str, LedgerProcess, BroughtLease]]:
-        """The leases that are in, each with its session and process, as a ledger that lost them must be told."""
+        """The leases that are in, as a ledger that lost them must be told."""
         return assertions(self.fence)
 
     def changed(self) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from gpulockd.client.whoami import boot_id
 from gpulockd.daemon.fence import Fence
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.journal import Journal
@@ -20,13 +21,13 @@ _log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def open_guard(state: str, pool: str, boot_id: str, kept: Kept) -> Iterator[Guard]:
+def open_guard(state: str, pool: str, kept: Kept) -> Iterator[Guard]:
     """The guard of `pool`, with all that its record in the folder `state` says of this boot.
 
     :param kept: the pidfds of those inside, which outlive a crash
     :raises RecordUnwritable: if the record cannot be written
     """
-    journal = Journal(os.path.join(state, f"guard-{pool}.log"), boot_id)
+    journal = Journal(os.path.join(state, f"guard-{pool}.log"), boot_id())
     fence, found = journal.load()
     spared = [process for process in (identify(os.getpid()),) if process is not None]
     guard: Guard | None = None

@@ -20,8 +20,8 @@ from gpulockd.settings import Settings
 RECHECK_S = 0.25
 """How soon something that was not over is looked at again (in seconds)."""
 
-LEAVE_S = 1.0
-"""How long a holder that was told of its loss has to leave, before its run is asked by SIGTERM (in seconds)."""
+LEAVE_SHARE = 0.5
+"""How much of the grace a holder that was told of its loss has to leave, before its run is asked by SIGTERM."""
 
 _log = structlog.get_logger(__name__)
 
@@ -89,9 +89,10 @@ class SeeingOut:
         return self.guard.fence.leases.get(lease.id) is lease
 
     async def _wait_for_leave(self, lease: Lease) -> None:
-        with anyio.move_on_after(LEAVE_S):
+        leave_s = LEAVE_SHARE * self._settings.settle.grace
+        with anyio.move_on_after(leave_s):
             while self._stands(lease) and lease.inside:
-                await self._news_within(LEAVE_S)
+                await self._news_within(leave_s)
 
     async def _news_within(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):

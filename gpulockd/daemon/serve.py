@@ -18,7 +18,6 @@ import anyio.abc
 import structlog
 
 from gpulockd import __version__
-from gpulockd.client.whoami import boot_id
 from gpulockd.daemon import fdstore, folders, guard, logs, notify, offering, process, timer, watchdog
 from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.embedded import EmbeddedStore
@@ -95,7 +94,7 @@ async def _run(plan: Plan) -> None:
         async with _store(plan) as store:
             offered: Offering | None = None
             try:
-                with open_guard(plan.folders.state, plan.pool, boot_id(), kept) as guarding:
+                with open_guard(plan.folders.state, plan.pool, kept) as guarding:
                     with starting:
                         offered = await _offered(plan, store, guarding if plan.settings.gpus.guard else None, token)
                     if offered is not None:
@@ -171,7 +170,7 @@ async def _serve_pool(
 ) -> None:
     """Run all services until `stopping` is set and the web has ended."""
     url, keys = offered.session.url, offered.session.keys
-    hello = _about(plan, url)
+    hello = _about(plan, offered)
     deadline_s = plan.settings.session.rpc_deadline
     feed = Feed(offered.store, keys)
     pulses = watchdog.Pulses()
@@ -209,14 +208,14 @@ async def _serve_pool(
         services.cancel_scope.cancel()
 
 
-def _about(plan: Plan, url: str) -> dict[str, object]:
+def _about(plan: Plan, offered: Offering) -> dict[str, object]:
     """What the guard's socket says of this daemon."""
     return {
         "pool": plan.pool,
-        "store": url,
+        "store": offered.session.url,
         "guarded": plan.settings.gpus.guard,
         "version": __version__,
-        "boot_id": boot_id(),
+        "boot_id": offered.session.process.boot_id,
     }
 
 

@@ -187,6 +187,7 @@ class Settling:
         for ticket in snapshot.leases:
             if ticket.state == "held" and ticket.id not in {lease.id for lease in self.guard.waiting}:
                 self.guard.adopt_ledgers(lease_of(ticket, members.get(ticket.id, [])))
+        self.guard.doubtful = False  # what the record may have lost, the ledger has
 
     async def _ended(self, lease: Lease, *, was_granted: bool) -> None:
         """The ledger does not have this lease."""

@@ -82,6 +82,8 @@ class Feed:
         if not self.last:
             newest = await self._store.latest_events(self._keys.events_channel, 1)
             self.last = _read(newest[0]).seq if newest else 0
+            self._news.set()  # who came before us waits for it
+            self._news = anyio.Event()
             return
         while True:
             rows = await self._store.read_events(self._keys.events_channel, f"{self.last}-1", PAGE)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from gpulockd.ledger import verbs
 from gpulockd.ledger.answers import Answer
+from gpulockd.ledger.limits_verbs import Reached, reach
 from gpulockd.ledger.verbs import Brought, BroughtLease, BroughtTicket, Call, EndReason, Terms
 from gpulockd.model import Gpu, Job, Process, Wants
 from tests.lua.harness import Ledger, Value, said
@@ -215,6 +216,13 @@ class Both:
         call = verbs.progress(self.keys, session=session, id=id, token=token, percent=50, note="half")
         return self._both(call, self.model.progress(session, id, token))
 
+    def reach(
+        self, id: str, token: int, level: Reached, after_ms: int = 0, *, stop: bool = False, manual: bool = False
+    ) -> Said:
+        """A daemon has seen a lease at an age, or silent."""
+        call = reach(self.keys, id=id, token=token, level=level, after_ms=after_ms, stop=stop, manual=manual)
+        return self._both(call, self.model.reach(id, token, level, after_ms, stop=stop, manual=manual))
+
     def offer(
         self,
         session: str,
@@ -378,6 +386,7 @@ def _ticket_fields(t: Ticket) -> dict[str, str]:
     }  # fmt: skip
     if t.state in HOLDS:
         fields["granted_ms"] = str(t.granted_ms)
+        fields |= {"level": t.level, "beat_ms": str(t.beat_ms or ""), "missed_ms": str(t.missed_ms or "")}
     if t.state in ("waiting", "away"):
         fields["score"] = str(t.score)
         fields["chosen"] = ",".join(t.chosen)

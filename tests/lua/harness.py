@@ -13,6 +13,7 @@ import redis
 
 from gpulockd.ledger import answers as a
 from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.limits_verbs import Marked
 from gpulockd.ledger.lua_files import library, lua_text
 from gpulockd.ledger.picture import core_of
 from gpulockd.ledger.store import BlockingStore
@@ -204,6 +205,7 @@ SHAPES: dict[Any, tuple[str, ...]] = {
     a.Elsewhere: ("elsewhere", "boot_id"),
     a.Offered: ("offered", "how", "frozen_ms"),
     a.Noted: ("noted", "was"),
+    Marked: ("marked", "how", "was"),
     a.UnknownGpu: ("unknown_gpu",),
     a.Pictured: ("snapshot",),
     a.NoSession: ("no_session",),

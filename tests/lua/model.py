@@ -14,6 +14,7 @@ from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, Terms
 from gpulockd.model import Gpu, Wants
 
 LATE_MS = 300_000
+RANK = {"": 0, "warning": 1, "soft": 2, "hard": 3}
 LOSSES = ("revoked", "expired", "died", "overruled")
 HOLDS = ("claim", "held")
 
@@ -51,6 +52,9 @@ class Ticket:
     of: str = ""
     left: str = ""
     members: set[str] = field(default_factory=set)
+    level: str = ""
+    beat_ms: int | None = None
+    missed_ms: int | None = None
 
     @property
     def order(self) -> tuple[int, str]:
@@ -615,8 +619,39 @@ class Pool:
             return ("gone", self.tombs.get(id, "unknown"))
         if (t.session, t.token) != (session, token) or t.state not in ("held", "member"):
             return ("stale", t.token)
-        self._renew(self.tickets[t.of] if t.of else t)
+        lease = self.tickets[t.of] if t.of else t
+        lease.beat_ms = self.now
+        self._renew(lease)
         return ("noted", "")
+
+    def reach(self, id: str, token: int, level: str, after_ms: int, *, stop: bool, manual: bool) -> Said:
+        """A daemon has seen a lease at an age, or silent."""
+        refusal = self._begin("")
+        if refusal:
+            return refusal
+        t = self.tickets.get(id)
+        if t is None:
+            return ("gone", self.tombs.get(id, "unknown"))
+        if t.state != "held" or t.token != token:
+            return ("stale", t.token)
+        assert t.granted_ms is not None
+        since, is_new = t.granted_ms, level != "silent" and RANK[level] > RANK[t.level]
+        if level == "silent":
+            spoke = t.granted_ms if t.beat_ms is None else t.beat_ms
+            since = spoke if manual else t.ends_ms - t.lock_timeout_ms
+            is_new = t.missed_ms is None or t.missed_ms < since
+        if self.now - since < after_ms:
+            return ("marked", "early", t.level)
+        for one in [t, *(self.tickets[member] for member in t.members)] if stop else []:
+            self._ring(one.session, f"stop {one.id}")
+        if not is_new:
+            return ("marked", "noted", t.level)
+        was = t.level
+        if level == "silent":
+            t.missed_ms = self.now
+        else:
+            t.level = level
+        return ("marked", "reached", was)
 
     def make_offer(
         self,

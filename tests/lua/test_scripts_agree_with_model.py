@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from gpulockd.ledger.limits_verbs import Reached
 from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, EndReason
 from gpulockd.model import Wants
 from tests.lua.both import UNCHECKED, Both, Disagreement, budget, card, on
@@ -216,6 +217,19 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         t = self.ticket(which)
         if t is not None:
             self.say("progress", t.session, t.id, t.token + wrong)
+
+    @rule(
+        which=WHICH,
+        level=st.sampled_from(["warning", "soft", "hard", "silent"]),
+        after_ms=st.sampled_from([0, 0, 3_000]),
+        stop=st.booleans(),
+        manual=st.booleans(),
+        wrong=st.sampled_from([0, 0, 0, 1]),
+    )
+    def reach(self, which: int, level: Reached, after_ms: int, stop: bool, manual: bool, wrong: int) -> None:
+        t = self.ticket(which, "held") if which % 4 else self.ticket(which)
+        if t is not None:
+            self.say("reach", t.id, t.token + wrong, level, after_ms, stop=stop, manual=manual)
 
     # The daemon
 

@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from gpulockd.client.finding import hello
+from gpulockd.client.whoami import boot_id
 from tests.daemons import QUICK, Daemon, daemon_folder, eventually, running_daemon, start_daemon
 from tests.servers import Server
 
@@ -159,7 +160,7 @@ async def test_stop_store_leaves_no_process() -> None:
 
 async def test_a_dead_holders_lease_ends_on_time_though_nobody_asks() -> None:
     """Without the timer a dead holder would keep its GPU until somebody else's script."""
-    async with running_daemon(config=QUICK) as daemon:
+    async with running_daemon(config=QUICK | {"gpus": {"guard": False}}) as daemon:
         events = await daemon.open("GET", "/api/v1/events", tcp=True)
         holder = _holder(daemon)
         assert holder.stdout is not None
@@ -216,7 +217,9 @@ async def test_an_external_store_is_told_to_local_programs(valkey_server: Server
     """A program on the host needs no configuration of its own."""
     async with running_daemon("--redis", valkey_server.url, "--pool", pool, config=QUICK) as daemon:
         said = hello(str(daemon.runtime))
-        assert said == {"pool": pool, "store": valkey_server.url, "guarded": False, "version": "0.1.0"}
+        assert said is not None
+        assert said.pop("boot_id") == boot_id()
+        assert said == {"pool": pool, "store": valkey_server.url, "guarded": True, "version": "0.1.0"}
         assert json.loads((daemon.runtime / "store.json").read_text()) == {"pool": pool, "redis": "external"}
         assert not (daemon.runtime / "store.sock").exists()
 
@@ -226,8 +229,10 @@ async def test_the_guard_socket_answers_every_line_and_survives_wrong_ones() -> 
     async with running_daemon() as daemon:
         path = daemon.runtime / "guard.sock"
         assert stat.S_IMODE(path.stat().st_mode) == 0o666
-        for line, word in ((b"[]\n", "unknown verb"), (b"{\n", "not JSON"), (b'{"verb":"x"}\n', "unknown verb")):
-            assert word in _say(path, line)["error"]
+        for line in (b"[]\n", b"{\n", b'{"verb":"x"}\n'):
+            said = _say(path, line)
+            assert "not understood" in said["error"]
+            assert '"hello"' in said["hint"]
         assert "65536 bytes" in _say(path, b"x" * 70_000 + b"\n")["error"]
         with socket.socket(socket.AF_UNIX) as door:
             door.connect(str(path))
