@@ -7,6 +7,7 @@ which is the least that a hand-off through Redis can cost.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any, ClassVar
 
 import redis
@@ -14,10 +15,15 @@ import redis.asyncio
 
 from bench.ground import CROWDED_POOL, POOL, script_words
 from gpulockd import gpu_lock
+from gpulockd.client.admitting import GuardLink
 from gpulockd.ledger import address, verbs
 from gpulockd.ledger.keys import PoolKeys
 
 LONG_S = 600
+
+GUARDED = "gpulockd, guarded"
+GUARDED_POOL = "bench-guarded"
+"""The pool that a real daemon offers and guards."""
 
 
 class Contender:
@@ -33,6 +39,8 @@ class Contender:
         self.url = url
         self.worker = worker
         self.workers = workers
+        self.messages: Counter[str] = Counter()
+        """What was said to a guard since it was last read, by verb."""
 
     async def open(self) -> None:
         """Connect."""
@@ -70,6 +78,22 @@ class OursCrowded(Ours):
     """The same, while 10,000 tickets wait for another gpu of the pool."""
 
     pool = CROWDED_POOL
+
+
+class OursGuarded(Ours):
+    """The same in a pool that a daemon guards."""
+
+    pool = GUARDED_POOL
+
+    async def open(self) -> None:
+        await super().open()
+        say, messages = GuardLink._say, self.messages
+
+        def counted(link: GuardLink, words: dict[str, Any]) -> None:
+            messages[words["verb"]] += 1
+            say(link, words)
+
+        GuardLink._say = counted  # type: ignore[method-assign]
 
 
 class RedisPyLock(Contender):
@@ -234,6 +258,7 @@ class RedisPyDoorbellConfirmed(RedisPyDoorbell):
 CONTENDERS: dict[str, type[Contender]] = {
     "gpulockd": Ours,
     "gpulockd, 10,000 wait for another gpu": OursCrowded,
+    GUARDED: OursGuarded,
     "redis-py Lock": RedisPyLock,
     "python-redis-lock": PythonRedisLock,
     "floor: publish → wake, asyncio streams": RawDoorbell,

@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from bench import worker
-from bench.contenders import CONTENDERS
+from bench.contenders import CONTENDERS, GUARDED
 from bench.ground import Ground
 from bench.tables import Aim, percentile, show_aims, table
 from bench.worker import Begin, Drain, Stamps
@@ -36,6 +37,9 @@ RAW, FLOOR, CONFIRMED = (
     "floor: publish → wake, redis-py",
     "floor: redis-py and one confirm",
 )
+
+UNGUARDED = tuple(name for name in CONTENDERS if name != GUARDED)
+"""Who takes part here; what the guard adds is a measurement of its own."""
 
 LOST_S = 60.0
 """A worker that says nothing for so long has failed (in seconds)."""
@@ -66,6 +70,8 @@ class Found(msgspec.Struct, kw_only=True):
     inversions: int = 0
     overlaps: int = 0
     gaps_us: list[float] = []
+    messages: dict[str, int] = {}
+    """What was said to a guard, by verb."""
 
     def add(self, stamps: list[Stamps], spacing_s: float, until_ns: int, commands: int, cpu_ns: int) -> None:
         """Take the stamps of a drain, as far as they lie before `until_ns` (when the server's work was read)."""
@@ -109,9 +115,10 @@ class Crew:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for pipe in self._pipes:
-            pipe.send("quit")
+            with suppress(OSError):
+                pipe.send("quit")
         for process in multiprocessing.active_children():
-            process.join(10)
+            process.join(10 if kind is None else 0)  # in the middle of a drain they do not hear
             process.kill()
 
     def drain(self, contender: str, size: Size, into: Found) -> None:
@@ -143,7 +150,8 @@ class Crew:
             pipe.send("stop" if done else "cut")
         for pipe in pipes:
             while not isinstance(said := self._said([pipe], LOST_S)[0], list):
-                pass
+                for verb, count in said.items() if isinstance(said, dict) else ():
+                    into.messages[verb] = into.messages.get(verb, 0) + count
             stamps += said
         into.add(stamps, size.spacing_s, until_ns, commands, cpu_ns)
 
@@ -198,12 +206,12 @@ def measure(ground: Ground, *, quick: bool) -> Result:
     ground.gather_crowd()
     rows: list[Row] = []
     with Crew(ground) as crew:
-        for contender in CONTENDERS:
+        for contender in UNGUARDED:
             crew.drain(contender, Size(2 * WORKERS, 0.005, 1, 1), Found(contender=contender, waiters=0))
         for size in SIZES:
             here = [
                 Found(contender=contender, waiters=size.waiters)
-                for contender in CONTENDERS
+                for contender in UNGUARDED
                 if contender != CROWDED or size.waiters in CROWDED_SIZES
             ]
             for _ in range(size.quick_drains if quick else size.drains):

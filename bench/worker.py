@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +76,8 @@ class Worker:
                 stamps = await ThreadLine(self, drain).run(contender)
             else:
                 stamps = await TaskLine(self, drain).run(contender)
+            self.say(dict(contender.messages))
+            contender.messages.clear()
             self.say(stamps)
         for contender in self.contenders.values():
             await contender.aclose()
@@ -245,5 +248,6 @@ def main(pipe: Connection, url: str, number: int, workers: int, begun: Counter) 
     """The process."""
     logging.basicConfig(level=logging.ERROR)
     threading.excepthook = _end_process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     gc.freeze()
     asyncio.run(Worker(pipe, url, number, workers, begun).run())

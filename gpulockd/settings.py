@@ -60,8 +60,9 @@ class MonitorBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class SessionBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a process counts as gone (all in seconds); `guard_gone_after`: a pool whose store lost its data waits so long
-    for its guard.
+    """When a process counts as gone (all in seconds).
+
+    A pool that had a guard, and whose store lost its data, waits `guard_gone_after` for it.
 
     A session ends `ttl` after its last keepalive on the ledger's clock, which one script advances by at most
     `step_s`. A client without a guard believes its lease for `belief_s` after the request it last had answered.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from gpulockd.client import nesting, wishes
@@ -12,6 +11,7 @@ from gpulockd.client.lease import Lease
 from gpulockd.client.process import known_session, line_for
 from gpulockd.client.table import Ask
 from gpulockd.client.unlocked import unlocked_lease
+from gpulockd.client.variables import Variables
 from gpulockd.client.waiting import FIRST_RETRY_S, MOST_RETRY_S, Waiting
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockTimeout, StoreUnavailable
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # names of types only
     from gpulockd.client.lock import gpu_lock
 
 log = logging.getLogger("gpulockd")
+
+_DISABLE = Variables("GPULOCKD_DISABLE")
 
 FIRST_CONTACT = 2
 """How many deadlines a store that has never answered may take, before the error says so."""
@@ -33,10 +35,12 @@ class Getting:
         self.lock = lock
         self.inside = nesting.inherited_pair(lock.pool)
         mine = nesting.may_wait(lock.pool) if lock.nested != "wait" else ()
-        me = nesting.owner_here()
-        own = [held for held in mine if held.owner.same(me)]
-        # Holding and asking for more never waits; a child waits unless its parent's lease stands in its way.
-        self.forbids = tuple(held for held in mine if own or nesting.in_the_way(held, lock.wants))
+        self.forbids = mine
+        if mine:
+            me = nesting.owner_here()
+            own = [held for held in mine if held.owner.same(me)]
+            # Holding and asking for more never waits; a child waits unless its parent's lease stands in its way.
+            self.forbids = tuple(held for held in mine if own or nesting.in_the_way(held, lock.wants))
 
     async def lease(self, max_wait_s: float | None) -> Lease:
         """Wait for the lease.
@@ -44,7 +48,7 @@ class Getting:
         :param max_wait_s: overrides the lock's own wait limit (in seconds)
         """
         lock = self.lock
-        if os.environ.get("GPULOCKD_DISABLE") == "1":
+        if _DISABLE.raw() == (b"1",):
             return unlocked_lease(lock.wants, lock.job)
         line = await self._line(max_wait_s)
         block = wishes.gpu_lock_block(line.session.defaults)

@@ -151,16 +151,18 @@ class gpu_lock:
     # async with
 
     async def __aenter__(self) -> Lease:
-        held = self._join()
+        held, me = self._join(), owner_here()
+        # Made before the wait: what comes after it is time in which nobody uses the gpu.
+        scope = anyio.CancelScope()
         if held is not None:
-            use = _Use(held, _for_tasks(held.lease), owner_here())
+            use = _Use(held, _for_tasks(held.lease), me)
         else:
             lease = await Getting(self).lease(None)
-            use = _Use(Held(lease, owner_here(), self.wants), lease, owner_here())
+            use = _Use(Held(lease, me, self.wants), lease, me)
             nesting.enter(use.held)
         assert isinstance(use.lease, Lease)
-        use.scope = anyio.CancelScope()
-        use.scope.__enter__()
+        use.scope = scope
+        scope.__enter__()
         if use.lease._line.loop is asyncio.get_running_loop():
             use.held.scopes.append(use.scope)
         self._uses.setdefault(use.owner.key, []).append(use)

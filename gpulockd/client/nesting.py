@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from gpulockd.client.variables import Variables
 from gpulockd.errors import WouldDeadlock
 from gpulockd.model import Gpu, Wants
 
@@ -93,22 +94,27 @@ def holding() -> tuple[Held, ...]:
     return tuple(held for held in _holding.get() if held.lease.living)
 
 
+_PAIR = Variables("GPULOCKD_LEASE", "GPULOCKD_TOKEN")
+
+
 def inherited_pair(pool: str | None) -> tuple[str, int] | None:
     """The lease that this process may join: of its parent before a fork, or of the run that started it."""
     for held in reversed(_holding.get()):
         if held.lease._session.pid != os.getpid() and not held.lease._ended and pool in (None, held.lease.pool):
             return held.lease.id, held.lease.token
-    lease, token = os.environ.get("GPULOCKD_LEASE"), os.environ.get("GPULOCKD_TOKEN", "")
-    if lease and token.isdigit():
+    lease, token = _PAIR.read()
+    if lease and token and token.isdigit():
         return lease, int(token)
     return None
 
 
 def enter(held: Held) -> None:
     """Note in this context that `held` has begun. What the parent held before a fork stays, to be joined again."""
-    mine = os.getpid()
-    kept = (other for other in _holding.get() if other.lease.living or other.lease._session.pid != mine)
-    _holding.set((*kept, held))
+    helds = _holding.get()
+    if helds:
+        mine = os.getpid()
+        helds = tuple(other for other in helds if other.lease.living or other.lease._session.pid != mine)
+    _holding.set((*helds, held))
 
 
 def leave(held: Held) -> None:

@@ -14,13 +14,14 @@ from gpulockd.client import blocking, finding
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.line import Line
 from gpulockd.client.session import Session
+from gpulockd.client.variables import Variables
 from gpulockd.client.whoami import boot_id
 from gpulockd.client.wishes import queue_block, session_block, settle_block
 from gpulockd.ledger.store import Store
 from gpulockd.ledger.verbs import Terms
 
 DEFAULT_POOL = "default"
-FINDING_VARIABLES = ("GPULOCKD_REDIS_URL", "GPULOCKD_SOCKET", "GPULOCKD_POOL", "XDG_RUNTIME_DIR")
+FINDING_VARIABLES = Variables("GPULOCKD_REDIS_URL", "GPULOCKD_SOCKET", "GPULOCKD_POOL", "XDG_RUNTIME_DIR")
 
 
 class _Belongings:
@@ -32,7 +33,7 @@ class _Belongings:
         self.sessions: dict[tuple[str, str], Session] = {}
         self.keepers: dict[Session, Keeper] = {}
         self.lines: dict[tuple[Session, asyncio.AbstractEventLoop], Line] = {}
-        self.found: dict[tuple[str | None, ...], Session] = {}
+        self.found: dict[tuple[str | bytes | None, ...], Session] = {}
 
 
 _mine: _Belongings | None = None
@@ -117,7 +118,7 @@ async def line_for(pool: str | None) -> Line:
     :raises ConfigError: if it may not be used
     """
     mine = belongings()
-    said = (pool, *(os.environ.get(name) for name in FINDING_VARIABLES))
+    said = (pool, *FINDING_VARIABLES.raw())
     session = mine.found.get(said)
     if session is None:
         session = mine.found[said] = await _find_session(mine, pool)
@@ -126,7 +127,7 @@ async def line_for(pool: str | None) -> Line:
 
 def known_session(pool: str | None) -> Session | None:
     """The session that was found for a pool as the environment now says, if one was."""
-    said = (pool, *(os.environ.get(name) for name in FINDING_VARIABLES))
+    said = (pool, *FINDING_VARIABLES.raw())
     return belongings().found.get(said)
 
 

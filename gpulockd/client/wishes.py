@@ -6,13 +6,13 @@ each request, else from what the pool has published, else from the defaults.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
 
+from gpulockd.client.variables import Variables
 from gpulockd.client.waiting import Patience
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.model import GPU_KEY_PREFIX, Job, Wants
@@ -38,7 +38,8 @@ class _Variables:
 
     def __init__(self, prefix: str, block: Any) -> None:
         self._fields = [(f"{prefix}_{f.name.upper()}", f.name, f.type) for f in msgspec.structs.fields(block)]
-        self._texts: tuple[str | None, ...] | None = None
+        self._variables = Variables(*(variable for variable, _, _ in self._fields))
+        self._seen: tuple[bytes | None, ...] | None = None
         self._values: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
@@ -46,13 +47,13 @@ class _Variables:
 
         :raises ConfigError: if a value cannot be read
         """
-        texts = tuple(os.environ.get(variable) for variable, _, _ in self._fields)
-        if texts != self._texts:
-            set_fields = zip(self._fields, texts, strict=True)
+        seen = self._variables.raw()
+        if seen != self._seen:
+            set_fields = zip(self._fields, self._variables.read(), strict=True)
             self._values = {
                 name: _parse(text, type_, variable) for (variable, name, type_), text in set_fields if text is not None
             }
-            self._texts = texts
+            self._seen = seen
         return self._values
 
 

@@ -89,6 +89,10 @@ class Callers:
         """The sessions of a process."""
         return [session for session, owner in self._owners.items() if owner == process]
 
+    def processes(self) -> frozenset[Process]:
+        """All processes that own a session."""
+        return frozenset(owner for owner in self._owners.values() if isinstance(owner, Process))
+
     def forget(self, session: str) -> None:
         """A session has ended."""
         self._owners.pop(session, None)

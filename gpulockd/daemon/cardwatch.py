@@ -230,4 +230,4 @@ class CardWatch:
         for lease in snapshot.leases:
             if gpu in lease.gpus and lease.state in ("held", "claim") and self._recovers():
                 _log.warning("cards.lease_ended", gpu=gpu, lease=lease.id, message=f"{gpu} has failed: {why}")
-                await self._ask(verbs.end(self._keys, session="", id=lease.id, token=lease.token, reason="revoked"))
+                await self._ask(verbs.end(self._keys, session="", id=lease.id, token=lease.token, reason="gpu_lost"))

@@ -161,6 +161,10 @@ class Fence:
         """The leases on one gpu."""
         return [lease for lease in self.leases.values() if gpu in lease.gpus]
 
+    def sessions_inside(self) -> set[str]:
+        """The sessions that are in a lease which stands, for the guard to vouch for."""
+        return {party.session for lease in self.leases.values() if not lease.lost for party in lease.inside}
+
     def of_process(self, pid: int, started: int) -> list[tuple[Lease, Party]]:
         """What one process is in."""
         return [

@@ -114,12 +114,13 @@ class Conversation(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         *lines, self._unheard = (self._unheard + data).split(b"\n")
-        for line in lines:
-            if self._transport is not None and not self._transport.is_closing():
+        for line in [*lines, self._unheard]:
+            if len(line) > LONGEST_LINE:
+                self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
+                return self.close()
+            if line is not self._unheard and self._transport is not None and not self._transport.is_closing():
                 self._hear(line)
-        if len(self._unheard) > LONGEST_LINE:
-            self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
-            self.close()
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer has gone."""

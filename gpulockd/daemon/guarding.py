@@ -79,8 +79,6 @@ class Guard:
         if self.on_change is not None:
             self.on_change()
 
-    # What callers say.
-
     def hello(self, caller: Caller, said: Hello) -> Words:
         """Take a session's word for what it has; answer what of it is in."""
         if not said.session:
@@ -209,9 +207,9 @@ class Guard:
             else:
                 caller.say(self._enter(lease, caller))
 
-    def sessions_inside(self) -> set[str]:
-        """The sessions of living processes that are in a lease, for the guard to vouch for."""
-        return {party.session for lease in self.fence.leases.values() if not lease.lost for party in lease.inside}
+    def processes_of_sessions(self) -> frozenset[Process]:
+        """The processes that have spoken to the guard: they are programs of ours, whether they hold or not."""
+        return self._callers.processes()
 
     def note_members(self) -> None:
         """Record the processes that were found in the runs, for a daemon that comes after this one."""
@@ -230,8 +228,6 @@ class Guard:
         """Watch the processes of a record that was read again; those that have died meanwhile are told at once."""
         for party in processes:
             self._callers.own(party)
-
-    # How it is done.
 
     def _adopt(self, caller: Caller, session: str, words: LeaseWords) -> bool:
         """A lease that its own process names at its hello: it is in, unless the fence knows better."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import anyio
@@ -91,6 +92,7 @@ class Offering:
         self._epoch = ""
         self._changed = anyio.Event()
         self._loop = asyncio.get_running_loop()
+        self.on_offered: Callable[[], None] | None = None
         session.on_change = self._look_from_thread
 
     def __repr__(self) -> str:
@@ -117,6 +119,11 @@ class Offering:
     async def store_restarted(self, run_id: str | None) -> None:
         """The embedded store runs again, as `run_id` if it lost nothing: offer at once."""
         self.vouch(run_id, fresh=False)
+        self._offered_as = ("", "")
+        self._changed.set()
+
+    async def offer_again(self) -> None:
+        """The cards have changed: offer them anew."""
         self._offered_as = ("", "")
         self._changed.set()
 
@@ -175,6 +182,8 @@ class Offering:
         self.gpus, self.trouble, self._fresh = gpus, "", False
         self._epoch = answer.clock.epoch
         self._offered_as = (self.session.id, self._epoch)
+        if self.on_offered is not None:
+            self.on_offered()
         _log.info(
             "offer.stands", gpus=len(gpus), how=answer.how, frozen_ms=answer.frozen_ms, message=self.cards.describe()
         )

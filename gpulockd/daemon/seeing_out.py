@@ -57,6 +57,12 @@ class SeeingOut:
         self._report = report
         self._card_pids = card_pids
         self._news = anyio.Event()
+        self._pressed: set[str] = set()
+
+    def press(self, lease: Lease) -> None:
+        """Signal once more what is left of a lost lease's run."""
+        self._pressed.add(lease.id)
+        self.wake()
 
     def wake(self) -> None:
         """Somebody has left or died."""
@@ -83,6 +89,9 @@ class SeeingOut:
             await self._end_run(lease)
         while self._stands(lease) and (lease.inside or await self._run_left(lease) or await self._on_cards(lease)):
             await self._news_within(RECHECK_S)
+            if lease.id in self._pressed:
+                self._pressed.discard(lease.id)
+                await self._end_run(lease)
         self.guard.over(lease.id)
 
     def _stands(self, lease: Lease) -> bool:

@@ -18,17 +18,18 @@ import anyio.abc
 import structlog
 
 from gpulockd import __version__
-from gpulockd.daemon import fdstore, folders, guard, logs, notify, offering, process, timer, watchdog
+from gpulockd.daemon import fdstore, folders, guard, logs, notify, process, watchdog
 from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.embedded import EmbeddedStore
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.kept import Kept
+from gpulockd.daemon.levels import Rules, in_seconds, limits_of
 from gpulockd.daemon.localguard import LocalGuard
-from gpulockd.daemon.news import News
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.opening import open_guard
 from gpulockd.daemon.plan import Options, Plan, plan_of
-from gpulockd.daemon.settling import Settling
+from gpulockd.daemon.pulse import Pulses
+from gpulockd.daemon.services import Services
 from gpulockd.daemon.standing import open_session
 from gpulockd.daemon.storeunit import unit_of
 from gpulockd.errors import ConfigError, GpuLockError
@@ -134,7 +135,7 @@ async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | No
     complete = await store.start() if store is not None else False
     url = plan.url or f"unix://{plan.folders.store_socket}"
     session = open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
-    cards = await open_cards(plan.settings.gpus.simulate, plan.pool)
+    cards = await open_cards(plan.settings.gpus.simulate, plan.pool, os.path.join(plan.folders.state, "simulated"))
     offerer = hashlib.sha256(token.encode()).hexdigest()[:16]
     folder = plan.folders.runtime
     offered = Offering(session, plan.settings, cards, guard=guarding, offerer=offerer, folder=folder)
@@ -171,24 +172,17 @@ async def _serve_pool(
     """Run all services until `stopping` is set and the web has ended."""
     url, keys = offered.session.url, offered.session.keys
     hello = _about(plan, offered)
-    deadline_s = plan.settings.session.rpc_deadline
     feed = Feed(offered.store, keys)
-    pulses = watchdog.Pulses()
-    settling = Settling(guarding, offered.ask, keys, plan.settings)
-    guarding.on_change = settling.wake
-    news = News(url, keys, deadline_s)
-    news.tell(settling.hear)
+    pulses = Pulses()
+    all_of_it = Services(plan, offered, guarding, pulses, feed)
     async with anyio.create_task_group() as services:
         if store is not None:
             await services.start(store.run, partial(_vouch_again, offered, store))
-        await services.start(offered.run)
-        await services.start(partial(timer.run, url, keys, offered.ask, deadline_s=deadline_s))
         await services.start(feed.run)
+        await all_of_it.start(services)
         secret = without_secret(url) != url
         door = partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, listener=doors.guard)
         await services.start(partial(door, secret=secret))
-        await services.start(settling.run)
-        await services.start(news.run)
         backend = _backend(plan, offered, guarding, feed, token, stopping, services)
         host, port = _address(plan.listen, tcp)
         app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
@@ -254,6 +248,7 @@ def _backend(
         ask=offered.ask,
         feed=feed,
         guard_for=lambda pid, started, uid: LocalGuard(guarding, Process(pid, started) if pid else None, uid),
+        limits_s=lambda job: in_seconds(limits_of(job, Rules.of(plan.settings))),
         reasons=lambda: (offered.trouble,) if offered.trouble else (),
         tasks=tasks,
         stopping=stopping,

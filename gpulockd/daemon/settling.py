@@ -16,6 +16,7 @@ import structlog
 
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.pulse import Pulse
 from gpulockd.daemon.seeing_out import RECHECK_S, Occupants, SeeingOut, nothing_seen
 from gpulockd.errors import StoreUnavailable
 from gpulockd.hardware.processes.following import CardPids, no_cards
@@ -36,11 +37,12 @@ FOLLOW_S = 2.0
 SCAN_SHARE = 200
 """A pause between looks is at least so many times as long as the look."""
 
+LONGEST_PAUSE_S = 30.0
 RETRY_S = 0.2
 LOOKED_AT = frozenset(
     {"lock_expired", "lock_revoked", "gpu_settling", "gpu_quarantined", "session_lost", "wait_abandoned", "broken"}
 )
-LOST_BY = frozenset({"expired", "revoked", "died", "overruled"})
+LOST_BY = frozenset({"expired", "revoked", "died", "overruled", "gpu_lost"})
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -87,13 +89,30 @@ class Settling:
         self._news.set()
         self.out.wake()
 
+    def adopt_again(self) -> None:
+        """The pool has got this guard anew: meanwhile somebody may have begun without it."""
+        self.adopts = self._settings.gpus.guard
+        self.wake(look=True)
+
+    async def press(self, lease: str, gpus: tuple[str, ...]) -> None:
+        """Try again to end what is left of a lost lease's run."""
+        found = self.guard.fence.leases.get(lease)
+        if found is not None and (found.lost or not found.inside):
+            self.out.press(found)
+            self._see_out(found)
+
     def hear(self, kind: str) -> None:
         """Something has happened in the pool."""
         if kind in LOOKED_AT:
             self.wake(look=True)
 
-    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Compare and act until cancelled."""
+    async def run(
+        self, *, pulse: Pulse | None = None, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Compare and act until cancelled.
+
+        :param pulse: beaten after each comparison, for the watchdog
+        """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._follow_runs)
@@ -105,15 +124,19 @@ class Settling:
                     pause_s = await self._round()
                 except StoreUnavailable as away:
                     _log.debug("guard.store_away", message=away.message)
-                with anyio.move_on_after(pause_s):
+                if pulse is not None:
+                    pulse.beat()
+                with anyio.move_on_after(min(pause_s, LONGEST_PAUSE_S)):
                     await self._news.wait()
 
     async def _follow_runs(self) -> None:
         """Look for new children of all who are in, so that they are known when their parent dies."""
         while True:
+            while not self.guard.fence.leases:
+                await self._news.wait()
+                await anyio.lowlevel.checkpoint()  # the comparison makes the next event
             began_s = anyio.current_time()
-            if self.guard.fence.leases:
-                await self.out.scan()
+            await self.out.scan()
             await anyio.sleep(max(FOLLOW_S, SCAN_SHARE * (anyio.current_time() - began_s)))
 
     async def _judge_kin(self) -> None:
@@ -153,7 +176,7 @@ class Settling:
         if due_s > 0:
             return due_s
         self._vouched_at = anyio.current_time()
-        for session in self.guard.sessions_inside():
+        for session in self.guard.fence.sessions_inside():
             await self._ask(verbs.keepalive(self._keys, session=session, echo=0, leases=[]))
         return every_s
 

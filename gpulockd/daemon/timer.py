@@ -12,6 +12,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from gpulockd.daemon.pulse import Pulse
 from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
@@ -40,12 +41,14 @@ async def run(
     ask: Ask,
     *,
     deadline_s: float,
+    pulse: Pulse,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run until cancelled.
 
     :param ask: sends a script
     :param deadline_s: for the store's answers (in seconds)
+    :param pulse: beaten after each look, for the watchdog
     """
     task_status.started()
     pause_s = RETRY_S
@@ -57,7 +60,7 @@ async def run(
                 if away:
                     _log.info("timer.store_back", message="the store answers again")
                 away, pause_s = False, RETRY_S
-                await _watch(subscription, keys, ask)
+                await _watch(subscription, keys, ask, pulse)
             finally:
                 with anyio.CancelScope(shield=True):
                     await subscription.aclose()
@@ -65,19 +68,21 @@ async def run(
             if not away:
                 _log.warning("timer.store_away", message=trouble.message)
             away = True
+            pulse.beat()
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MOST_RETRY_S)
 
 
-async def _watch(subscription: Subscription, keys: PoolKeys, ask: Ask) -> None:
+async def _watch(subscription: Subscription, keys: PoolKeys, ask: Ask, pulse: Pulse) -> None:
     """Sleep until something is due, or has happened; then look."""
     looked_at = anyio.current_time() - QUIET_S
     while True:
         due_s = _due_s(await ask(verbs.snapshot(keys, length=1)))
         quiet = anyio.current_time() - looked_at >= QUIET_S
         looked_at = anyio.current_time()
+        pulse.beat()
         with anyio.move_on_after(due_s) as until_due:
-            await subscription.next()
+            await pulse.rest(subscription.next)
         if until_due.cancelled_caught:
             continue
         # One look for all that happens within a moment.

@@ -33,7 +33,7 @@ from gpulockd.model import GPU_KEY_PREFIX, Gpu
 
 MEMORY_MIB = 24576
 DEADLINE_S = 5.0
-LOOK_S = 0.5
+LOOK_S = 1.0
 """How often the files of troubles are looked for (in seconds)."""
 
 _IDLE_C, _IDLE_W, _BUSY_C, _BUSY_W = 35.0, 25.0, 65.0, 250.0

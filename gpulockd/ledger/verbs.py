@@ -20,7 +20,7 @@ from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
 
 T = TypeVar("T")
 Reply = list[Any]
-EndReason = Literal["released", "abandoned", "timed_out", "revoked", "died"]
+EndReason = Literal["released", "abandoned", "timed_out", "revoked", "died", "gpu_lost"]
 
 encode = msgspec.json.encode
 

@@ -16,7 +16,7 @@ from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.verbs import Call, Terms
-from gpulockd.model import Snapshot
+from gpulockd.model import Job, Snapshot
 from gpulockd.settings import Settings
 from gpulockd.web.feed import Feed
 
@@ -32,6 +32,13 @@ class Asks(Protocol):
     async def __call__(self, call: Call[T]) -> T: ...
 
 
+class GivesBack(Protocol):
+    """A lease that the daemon holds for a process."""
+
+    def give_back(self) -> None:
+        """End it as its holder would."""
+
+
 @dataclass(kw_only=True)
 class Backend:
     """One daemon, as its web sees it.
@@ -39,8 +46,10 @@ class Backend:
     :param url: the store's
     :param api_socket: path of the unix socket
     :param guard_for: who lets in a lease on this host, for a process (pid, its start in kernel ticks, its user's uid)
+    :param limits_s: the ages at which a job is warned of, asked to stop, and ended (in seconds)
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
+    :param holdings: the leases that this daemon holds for processes, by id
     :param waiters: how many requests for a lease each user has open
     :param stopping: set when the daemon stops: streams must end
     """
@@ -55,10 +64,12 @@ class Backend:
     ask: Asks
     feed: Feed
     guard_for: Callable[[int, int, int], Admits | None]
+    limits_s: Callable[[Job], tuple[float, float, float]]
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup
     stopping: anyio.Event
     waiters: Counter[str] = field(default_factory=Counter)
+    holdings: dict[str, GivesBack] = field(default_factory=dict)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)
     _picture: Snapshot | None = None
     _pictured_at: float = float("-inf")

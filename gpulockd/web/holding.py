@@ -90,6 +90,7 @@ class Holding:
         self.waiting: Waiting | None = None
         self._began_at = anyio.current_time()
         self._kept_by_another = False
+        self._given_back = anyio.Event()
 
     async def run(self, write: Write) -> None:
         """Wait, tell the lease, and hold it as the plan says. Whatever ends this leaves nothing behind.
@@ -102,8 +103,9 @@ class Holding:
                 return
             assert self.waiting is not None
             entry, backend = self.waiting.entry, self.backend
+            limits_s = backend.limits_s(entry.ask.job)
             told = wanting.granted_line(
-                entry, backend.pool, backend.url, backend.api_socket, trusted=self.caller.trusted
+                entry, backend.pool, backend.url, backend.api_socket, limits_s, trusted=self.caller.trusted
             )
             # No await may stand between the bytes and letting go: who reads them may hang up at once.
             await write(as_line(told))
@@ -216,23 +218,33 @@ class Holding:
                 await write(as_line(wanting.HeldLine()))
         if entry.lost.is_set():
             await write(as_line(wanting.LostLine(reason=entry.lost_reason)))
+            # Who holds by a connection has been told on it, and stops: it has left.
+            self.line.guard.leave(entry)
+
+    def give_back(self) -> None:
+        """The owner of a lease that is held for a process gives it back: nobody else can."""
+        self._given_back.set()
 
     async def _hold_for_process(self, pidfd: int) -> None:
-        """Hold until the process ends or the lease is lost. When the daemon stops, the lease lives on for its ttl."""
+        """Hold until the process ends, or the lease is lost or given back. When the daemon stops, it lives on for its
+        ttl."""
         assert self.waiting is not None
         entry = self.waiting.entry
+        self.backend.holdings[entry.id] = self
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_cancel_after, entry.lost.wait, tasks.cancel_scope)
                 tasks.start_soon(_cancel_after, self.backend.stopping.wait, tasks.cancel_scope)
+                tasks.start_soon(_cancel_after, self._given_back.wait, tasks.cancel_scope)
                 await anyio.wait_readable(pidfd)
                 self._kept_by_another = False
                 tasks.cancel_scope.cancel()
         finally:
             close_descriptor(pidfd)
-            if entry.lost.is_set():
+            del self.backend.holdings[entry.id]
+            if entry.lost.is_set() or self._given_back.is_set():
                 self._kept_by_another = False
-            await self._close("died")
+            await self._close("released" if self._given_back.is_set() else "died")
 
     async def _close(self, reason: EndReason) -> None:
         """End what is left: the lease with `reason`, the session, the connections; or let go of them."""

@@ -70,6 +70,11 @@ async def end_lease(visit: Visit) -> views.Ended:
     snapshot = await visit.backend.look(length=1)
     found = _found(snapshot, name)
     check_owner(visit.caller, found.process.user if found.process else "")
+    held_here = visit.backend.holdings.get(found.id)
+    if held_here is not None and found.process is not None and visit.caller.user == found.process.user:
+        # Held for a process that cannot give it back itself: its owner does, which is no revocation.
+        held_here.give_back()
+        return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason="released")
     call = verbs.end(visit.backend.keys, session="", id=found.id, token=found.token, reason="revoked")
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, a.Ended):

@@ -71,7 +71,10 @@ class WaitingLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", 
 
 
 class GrantedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="granted"):
-    """The lease: its gpus, and the environment for a program that uses them."""
+    """The lease: its gpus, and the environment for a program that uses them.
+
+    `limits_s`: the ages at which it is warned of, asked to stop, and ended.
+    """
 
     lease: str
     token: int
@@ -81,6 +84,7 @@ class GrantedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", 
     waited_s: float
     store: str
     env: dict[str, str]
+    limits_s: tuple[float, float, float]
 
 
 class HeldLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="held"):
@@ -193,7 +197,9 @@ def check_pid(pid: int, caller: Caller) -> int:
     return descriptor
 
 
-def granted_line(entry: Entry, pool: str, url: str, api_socket: str, *, trusted: bool) -> GrantedLine:
+def granted_line(
+    entry: Entry, pool: str, url: str, api_socket: str, limits_s: tuple[float, float, float], *, trusted: bool
+) -> GrantedLine:
     """Return what the holder must know. Only a trusted caller is told the password of the store."""
     uuids = [gpu.uuid or str(gpu.index) for gpu in entry.gpus if gpu.uuid or gpu.index is not None]
     env = {
@@ -216,6 +222,7 @@ def granted_line(entry: Entry, pool: str, url: str, api_socket: str, *, trusted:
         waited_s=round(entry.waited_s, 3),
         store=url if trusted else without_secret(url),
         env=env,
+        limits_s=limits_s,
     )
 
 

@@ -140,10 +140,9 @@ class Both:
         self.restart_server()
         self.server.promoted = True
 
-    def guard(self) -> None:
-        """A guard stands before the gpus."""
-        self.ledger.set_guarded()
-        self.model.guarded = True
+    def guard(self, session: str = "d", *, knows_all: bool = False) -> Said:
+        """A daemon offers the gpus again, and its guard stands before them."""
+        return self.offer(session, *self._gpus(), guarded=True, knows_all=knows_all)
 
     # The verbs
 
@@ -155,14 +154,21 @@ class Both:
         known: bool | None = False,
         tickets: Iterable[BroughtTicket] = (),
         leases: Iterable[BroughtLease] = (),
+        guard_gone_ms: int = 0,
+        machine: str = "",
     ) -> Said:
         """Begin to be alive."""
         brought = Brought(tickets=list(tickets), leases=list(leases))
         process = Process(pid=1, host="host", boot_id=boot_id)
         call = verbs.open(
-            self.keys, session=session, process=process, terms=self.terms, known_pool=known, brought=brought
-        )
-        return self._both(call, self.model.open(session, boot_id, self.terms, known, brought.tickets, brought.leases))
+            self.keys, session=session, process=process, terms=self.terms, known_pool=known, brought=brought,
+            guard_gone_ms=guard_gone_ms, machine=machine,
+        )  # fmt: skip
+        expected = self.model.open(
+            session, boot_id, self.terms, known, brought.tickets, brought.leases,
+            guard_gone_ms=guard_gone_ms, machine=machine,
+        )  # fmt: skip
+        return self._both(call, expected)
 
     def request(
         self,
@@ -233,16 +239,22 @@ class Both:
         complete: bool = False,
         fresh: bool = False,
         known: bool = False,
+        guarded: bool = False,
+        knows_all: bool = False,
+        highest_token: int = 0,
+        offerer: str = "one",
     ) -> Said:
         """A daemon offers its gpus."""
         terms, run_id = terms or self.terms, self.server.run_id if complete else None
         call = verbs.offer(
             self.keys, session=session, process=Process(pid=1, host="host", boot_id=boot_id), machine=machine,
             terms=terms, defaults={}, gpus=gpus, complete_run_id=run_id, fresh=fresh, known_pool=known,
+            guarded=guarded, knows_all=knows_all, highest_token=highest_token, offerer=offerer,
         )  # fmt: skip
         expected = self.model.make_offer(
-            session, boot_id, machine, terms, gpus, complete=run_id, fresh=fresh, known=known
-        )
+            session, boot_id, machine, terms, gpus, complete=run_id, fresh=fresh, known=known,
+            guarded=guarded, knows_all=knows_all, highest_token=highest_token, offerer=offerer,
+        )  # fmt: skip
         return self._both(call, expected)
 
     def report(self, session: str, key: str, state: str) -> Said:
@@ -281,6 +293,7 @@ class Both:
         self._same(f"answer of {what}", spoken, expected)
         if isinstance(answer, Answer):
             self._same("ledger clock", answer.now_ms, self.model.now)
+            self._same("guarded", answer.clock.guarded, self.model.guarded)
             self._same("ttl", answer.clock.ttl_ms, self.model.agreed.ttl_ms)
         self._same("doorbells", sorted(map(_calm, self.ledger.heard())), sorted(map(_calm, rung)))
         found = self.ledger.all_keys()
@@ -348,7 +361,8 @@ def expected_keys(pool: Pool) -> dict[str, Any]:
         "meta": {
             "token": str(pool.token), "clock_ms": str(pool.now), "last_ms": str(pool.last), "run_id": pool.run_id,
             "frozen_until": str(pool.frozen_until), "frozen_why": pool.frozen_why, "opened": pool.how_opened,
-            "stamp": str(pool.stamp), "offered": "1" if pool.offer else "0",
+            "stamp": str(pool.stamp), "offered": "1" if pool.offer else "0", "guarded": "1" if pool.guarded else "0",
+            "was_guarded": pool.was_guarded,
         },
         "sessions": {id: float(s.ends_ms) for id, s in pool.sessions.items()},
         "queue": {t.id: float(t.score) for t in queue},

@@ -168,13 +168,6 @@ class Ledger:
         if names:
             self._client.delete(*names)
 
-    def set_guarded(self) -> None:
-        """Say in the books that a guard stands before the gpus."""
-        terms = self._client.hget(self.keys.base + "meta", "terms")
-        assert isinstance(terms, bytes)
-        assert terms.count(b" 0 [") == 1
-        self._client.hset(self.keys.base + "meta", "terms", terms.replace(b" 0 [", b" 1 ["))
-
 
 def _value(kind: bytes, rows: Any) -> Value:
     if kind == b"string":

@@ -15,7 +15,7 @@ from gpulockd.model import Gpu, Wants
 
 LATE_MS = 300_000
 RANK = {"": 0, "warning": 1, "soft": 2, "hard": 3}
-LOSSES = ("revoked", "expired", "died", "overruled")
+LOSSES = ("revoked", "expired", "died", "overruled", "gpu_lost")
 HOLDS = ("claim", "held")
 
 Said = tuple[Any, ...]
@@ -95,7 +95,10 @@ class Pool:
         self.now = self.last = self.token = self.stamp = 0
         self.frozen_until = 0
         self.frozen_why = self.how_opened = ""
+        self.epoch: tuple[str, int] = ("", 0)
         self.guarded = False
+        self.was_guarded = "unknown"  # when the freeze began
+        self.offer_epoch: tuple[str, int] | None = None
         self.offer: dict[str, str] = {}
         self.sessions: dict[str, Session] = {}
         self.tickets: dict[str, Ticket] = {}
@@ -181,6 +184,9 @@ class Pool:
 
     def _open_epoch(self, *, missing: bool, known: bool | None) -> None:
         self.run_id = self.server.run_id
+        self.epoch = (self.run_id, self.server.wall_ms)
+        if not missing and not self.frozen_until:
+            self.was_guarded = "1" if self.guarded else "0"
         self.token = max(self.token, self.server.wall_ms)
         ttl = self.agreed.ttl_ms
         if not missing:
@@ -220,9 +226,8 @@ class Pool:
         self.place()
 
     def _lapse(self, t: Ticket) -> None:
-        keys = t.gpus
+        """Nobody has begun, so nothing is to settle."""
         t.state, t.token, t.gpus, t.granted_ms = "away", 0, (), None
-        self._vacate(keys, lost=False)
 
     # Placement and hand-off
 
@@ -379,6 +384,8 @@ class Pool:
         known: bool | None,
         tickets: Iterable[BroughtTicket] = (),
         leases: Iterable[BroughtLease] = (),
+        guard_gone_ms: int = 0,
+        machine: str = "",
     ) -> Said:
         """Begin to be alive, and say what one has from before."""
         if known is None and self.terms is None:
@@ -387,7 +394,7 @@ class Pool:
         self._begin("", terms, True if tickets or leases else known)
         if session in self.tombs:
             return ("gone", self.tombs[session])
-        if self._offered_by_another_boot(boot_id):
+        if self._offered_by_another_boot(boot_id) and self.offer["machine"] != machine:
             return ("elsewhere", self.offer["boot_id"])
         self._extend(self.sessions.setdefault(session, Session(0, boot_id)))
         self.sessions[session].boot_id = boot_id
@@ -395,6 +402,8 @@ class Pool:
         for b in tickets:
             if b.id not in self.tickets and b.id not in self.tombs:
                 self._mean_slot_0(self._take_up(session, b, "waiting"))
+        if guard_gone_ms and self.frozen_until and not self.guarded and self.frozen_why != "guard_away":
+            self._freeze(max(self.frozen_until - self.now, guard_gone_ms), "guard_away")
         self.place()
         return ("opened", self.how_opened, tuple(refused))
 
@@ -664,8 +673,12 @@ class Pool:
         complete: str | None,
         fresh: bool,
         known: bool,
+        guarded: bool = False,
+        knows_all: bool = False,
+        highest_token: int = 0,
+        offerer: str = "",
     ) -> Said:
-        """Put gpus at the pool's disposal."""
+        """Put gpus at the pool's disposal; a killed daemon's next one takes over, another one does not."""
         self._begin("", terms, known)
         if session not in self.sessions:
             return ("no_session",)
@@ -673,13 +686,19 @@ class Pool:
         if not same_machine and self._offered_by_another_boot(boot_id):
             return ("elsewhere", self.offer["boot_id"])
         before_me = self.offer.get("session", session)
+        rebooted = same_machine and self.offer["boot_id"] != boot_id
+        self.guarded = self.guarded and not rebooted
         if before_me != session and before_me in self.sessions:
-            self.guarded = False
+            if self.offer["offerer"] != offerer and self.offer["boot_id"] == boot_id:
+                return ("elsewhere", boot_id)
             self._end_session(before_me, "died")
         if complete == self.run_id and self.frozen_until and (fresh or self.frozen_why == "store_changed"):
             self._unfreeze()
             self.how_opened = "nothing_lost"
-        if same_machine and self.offer["boot_id"] != boot_id:
+        if knows_all and self.offer.get("session") == session and self.offer_epoch == self.epoch:
+            self._known_by_guard()
+        self.token = max(self.token, highest_token)
+        if rebooted:
             for id in [id for id, s in self.sessions.items() if s.boot_id == self.offer["boot_id"]]:
                 self._end_session(id, "died")
         before, self.cards = self.cards, {}
@@ -687,10 +706,23 @@ class Pool:
             self.cards[gpu.key] = before.get(gpu.key, Card(gpu))
         for key in before.keys() - self.cards.keys():
             self._unchoose(key)
-        self.terms, self.guarded = terms, False
-        self.offer = {"session": session, "boot_id": boot_id, "machine": machine}
+        self.terms, self.guarded, self.offer_epoch = terms, guarded, self.epoch
+        self.offer = {"session": session, "boot_id": boot_id, "machine": machine, "offerer": offerer}
         self.place()
         return ("offered", self.how_opened, max(0, self.frozen_until - self.now))
+
+    def _known_by_guard(self) -> None:
+        """Nobody unknown is on a gpu; who waits is in the books, or needs a step to be back."""
+        if not self.frozen_until:
+            return
+        if self.was_guarded == "0":
+            self.frozen_until = min(self.frozen_until, self.now + self.agreed.ttl_ms)
+            return
+        if self.frozen_why == "store_changed":
+            self._unfreeze()
+        else:
+            self.frozen_until = min(self.frozen_until, self.now + self.agreed.step_ms)
+        self.how_opened = "known_by_guard"
 
     def report(self, session: str, key: str, state: str) -> Said:
         """Say how a gpu is."""
@@ -700,6 +732,8 @@ class Pool:
         if key not in self.cards:
             return ("unknown_gpu",)
         was = self.cards[key].state
+        if state == "foreign":
+            return ("noted", was)
         if state == "settled" and was not in ("settling", "quarantined"):
             return ("noted", was)
         self._become(key, "ready" if state == "settled" else state)

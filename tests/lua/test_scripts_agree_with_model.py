@@ -10,6 +10,7 @@ import os
 import secrets
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from hypothesis.stateful import (
 
 from gpulockd.ledger.limits_verbs import Reached
 from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, EndReason
-from gpulockd.model import Wants
+from gpulockd.model import Gpu, Wants
 from tests.lua.both import UNCHECKED, Both, Disagreement, budget, card, on
 from tests.lua.model import Pool, Ticket
 from tests.servers import Server
@@ -50,11 +51,12 @@ WANTS = st.one_of(
     st.builds(lambda gib, n: budget(gib, f"gpu_lock:{n}"), st.sampled_from([8, 16]), st.integers(0, 3)),
     st.builds(lambda gib: Wants(memory_mib=gib * 1024), st.sampled_from([16, 24, 40])),
 )
-REASONS: tuple[EndReason, ...] = ("released", "released", "abandoned", "timed_out", "revoked", "died")
+POLICIES = st.sampled_from(["after_loss", "after_loss", "after_loss", "always", "never"])
+REASONS: tuple[EndReason, ...] = ("released", "released", "abandoned", "timed_out", "revoked", "died", "gpu_lost")
 
 
 class ScriptsAgreeWithModel(RuleBasedStateMachine):
-    """Processes a, b, c and x, a daemon d, and everything that may happen to them."""
+    """Processes a, b, c and x, the daemons d and e of one host, and everything that may happen to them."""
 
     url = ""
     bug: dict[str, str] | None = None
@@ -63,7 +65,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         super().__init__()
         self.both = Both(self.url, f"t-{secrets.token_hex(6)}", self.bug)
         self.said: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.incarnation = dict.fromkeys("abcdx", 0)
+        self.incarnation = dict.fromkeys("abcdex", 0)
         self.from_before: dict[str, list[Ticket]] = {}
         self.replica: tuple[Pool, Any] | None = None
         self.ids = 0
@@ -77,7 +79,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
                 both.end("", session, reason="released", what="session")
             for t in both.tickets():
                 both.end("", t.id, reason="revoked")
-            both.live_on(30_000)  # freezes end and gpus settle
+            both.live_on(80_000)  # freezes end and gpus settle
             left = {name for name in both.ledger.all_keys() if not name.endswith(" (ttl)")}
             kept = {*UNCHECKED, "meta", "offered"}
             if left - kept:
@@ -104,19 +106,25 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
     @initialize(numbers=GPUS, offered=st.sampled_from([True, True, True, False]), guarded=st.booleans())
     def begin(self, numbers: list[int], offered: bool, guarded: bool) -> None:
         for who in "abd":
-            self.open(who, False)
+            self.open(who, False, 0)
         if offered:
-            self.offer(numbers, False, False, 1)
-        if guarded:
-            self.both.guard()
+            self.both.offer(self.session("d"), *_cards(numbers), guarded=guarded)
         for who in "ab":
             self.subscribe(who)
 
-    @rule(who=WHO, known=st.sampled_from([False, False, True, None]))
-    def open(self, who: str, known: bool | None) -> None:
+    @rule(
+        who=st.sampled_from("aabbcxde"),
+        known=st.sampled_from([False, False, True, None]),
+        guard_gone_ms=st.sampled_from([0, 0, 60_000]),
+        machine=st.sampled_from(["", "machine-1"]),
+    )
+    def open(self, who: str, known: bool | None, guard_gone_ms: int, machine: str = "") -> None:
         if self.session(who) in self.both.model.tombs:
             self.incarnation[who] += 1
-        self.say("open", self.session(who), boot_id=self.boot_of(who), known=known)
+        self.say(
+            "open", self.session(who), boot_id=self.boot_of(who), known=known, guard_gone_ms=guard_gone_ms,
+            machine=machine,
+        )  # fmt: skip
 
     @rule(who=WHO)
     def subscribe(self, who: str) -> None:
@@ -133,7 +141,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         mine = [t for t in self.both.tickets() if t.session == self.session(who) and t.state in ("held", "member")]
         self.say("keepalive", self.session(who), [(t.id, t.token) for t in mine] + wrong)
 
-    @rule(who=st.sampled_from("abcxd"), reason=st.sampled_from(["released", "died"]))
+    @rule(who=st.sampled_from("abcxdde"), reason=st.sampled_from(["released", "died"]))
     def end_session(self, who: str, reason: EndReason) -> None:
         self.say("end", "", self.session(who), reason=reason, what="session")
 
@@ -236,12 +244,41 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
     @rule(numbers=GPUS, complete=st.booleans(), fresh=st.booleans(), boot=st.sampled_from([1, 1, 1, 2, 3]))
     def offer(self, numbers: list[int], complete: bool, fresh: bool, boot: int) -> None:
         """Boot 3 is the same machine as boot 1, started again; boot 2 is another machine."""
-        gpus = [card(n, MEMORY_GIB[n]) for n in sorted(numbers)]
-        boot_id, machine = f"boot-{boot}", f"machine-{boot % 2}"
+        boot_id, machine, gpus = f"boot-{boot}", f"machine-{boot % 2}", _cards(numbers)
         self.both.offer(self.session("d"), *gpus, complete=complete, fresh=fresh, boot_id=boot_id, machine=machine)
 
     @rule(
-        number=st.integers(0, 3), state=st.sampled_from(["ready", "ready", "settled", "quarantined", "drained", "lost"])
+        who=st.sampled_from("ddde"),
+        numbers=GPUS,
+        guarded=st.sampled_from([True, True, False]),
+        knows_all=st.booleans(),
+        ahead=st.sampled_from([None, -3, 0, 5, 100_000]),
+        offerer=st.sampled_from(["one", "one", "two"]),
+        policy=POLICIES,
+    )
+    def offer_as_guard(
+        self, who: str, numbers: list[int], guarded: bool, knows_all: bool, ahead: int | None, offerer: str, policy: str
+    ) -> None:
+        """A daemon with a guard, itself again or a second one; what it says may come late or twice."""
+        self.say(
+            "offer", self.session(who), *_cards(numbers), guarded=guarded, knows_all=knows_all, offerer=offerer,
+            highest_token=0 if ahead is None else max(0, self.both.model.token + ahead),
+            terms=msgspec.structs.replace(self.both.terms, settle_policy=policy),
+        )  # fmt: skip
+
+    @rule(knows_all=st.sampled_from([True, True, False]))
+    def guard_comes_back(self, knows_all: bool) -> None:
+        """After the store forgot, a guard offers, asserts all that it has let in, and says so."""
+        self.open("d", True, 0)
+        gpus = _cards([0, 1, 2])
+        self.both.offer(self.session("d"), *gpus, guarded=True)
+        for who in [who for who in self.from_before if who in "abc"]:
+            self.assert_again(who)
+        self.both.offer(self.session("d"), *gpus, guarded=True, knows_all=knows_all)
+
+    @rule(
+        number=st.integers(0, 3),
+        state=st.sampled_from(["ready", "settled", "settled", "quarantined", "drained", "lost", "foreign"]),
     )
     def report(self, number: int, state: str) -> None:
         self.say("report", self.session("d"), f"gpu_lock:{number}", state)
@@ -302,6 +339,10 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
             tickets=[BroughtTicket(**_from_before(t)) for t in wait],
             leases=[BroughtLease(**_from_before(t), token=t.token, gpus=t.gpus, age_ms=7) for t in held],
         )
+
+
+def _cards(numbers: list[int]) -> list[Gpu]:
+    return [card(n, MEMORY_GIB[n]) for n in sorted(numbers)]
 
 
 def _from_before(t: Ticket) -> dict[str, Any]:

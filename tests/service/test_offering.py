@@ -11,6 +11,7 @@ from gpulockd import gpu_lock
 from gpulockd.client import process
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.standing import open_session
+from gpulockd.hardware.simulated import SimulatedCards
 from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 from tests.pools import QUICK, client_here, offer, simulated, snapshot
@@ -18,10 +19,10 @@ from tests.servers import Server
 from tests.states import until
 
 
-class CardsOfThisTest:
+class CardsOfThisTest(SimulatedCards):
     """Cards that say they are real."""
 
-    source: Literal["nvml", "simulated"] = "nvml"
+    source: Literal["nvml"] = "nvml"  # type: ignore[assignment] # that is the pretence
 
     async def list(self) -> tuple[Gpu, ...]:
         """Two cards."""
@@ -41,7 +42,9 @@ async def test_real_cards_wait_for_programs_in_another_pool_of_this_host(server:
         with redis.Redis.from_url(server.url) as raw:
             raw.sadd("gpulockd:{fleet}:pools", pool)
         offering = Offering(
-            open_session(server.url, other, Settings(session=QUICK), ""), Settings(session=QUICK), CardsOfThisTest()
+            open_session(server.url, other, Settings(session=QUICK), ""),
+            Settings(session=QUICK),
+            CardsOfThisTest(other, 2),
         )
         try:
             await offering.open()

@@ -380,8 +380,14 @@ async def test_a_lease_for_a_process_ends_with_it_and_not_with_the_connection(da
         sleeper.wait()
 
 
-async def test_a_session_of_the_callers_choice_is_let_go_after_the_grant(daemon: Daemon) -> None:
+async def test_a_session_of_the_callers_choice_is_let_go_after_the_grant() -> None:
     """`gpulockd run` keeps it alive itself; so the daemon must neither end it nor go on with it."""
+    # A guard would vouch for this process, which lives.
+    async with running_daemon(config=QUICK | {"gpus": {"guard": False}}) as daemon:
+        await _let_go(daemon)
+
+
+async def _let_go(daemon: Daemon) -> None:
     wish = {"task": "job", "session": uuid4().hex, "ticket": uuid4().hex}
     asked = await daemon.open("POST", "/api/v1/leases", wish)
     lease = await asked.until("granted")

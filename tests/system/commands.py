@@ -61,14 +61,14 @@ class Started:
     def __init__(self, daemon: Daemon, folder: Path, *words: str, **env: str) -> None:
         self.out, self.err = folder / f"out-{id(self)}", folder / f"err-{id(self)}"
         with self.out.open("wb") as out, self.err.open("wb") as err:
+            # Whoever runs the tests may ignore SIGHUP, as nohup does.
             self.process = subprocess.Popen(
-                command(*words),
+                ["env", "--default-signal=HUP", *command(*words)],
                 env=clean_env(GPULOCKD_SOCKET=daemon.socket, **env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=_hear_all_signals,
             )
 
     @property

@@ -79,4 +79,4 @@ def main(folder: Path, name: str, mode: str, wish: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    main(Path(sys.argv[1]), *sys.argv[2:4], sys.argv[4] if len(sys.argv) > 4 else "")
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] if len(sys.argv) > 4 else "")

@@ -15,18 +15,14 @@ import anyio
 import pytest
 import redis
 
-from gpulockd.daemon import serve
 from gpulockd.events import Event, decode
 from gpulockd.ledger.keys import PoolKeys
+from gpulockd.web.wanting import GrantedLine
 from tests.daemons import QUICK, Daemon, daemon_folder, running_daemon
 from tests.states import until, until_blocking
 from tests.system.commands import Started, clean_env, leases, lives, one_daemon, read_json
 
 Start = Callable[..., Started]
-
-pytestmark = pytest.mark.skipif(
-    "Enforcer(" not in Path(serve.__file__).read_text(), reason="the daemon does not start its enforcer yet"
-)
 
 LEVELS = {"warning": 0.5, "soft_timeout": 1.0, "hard_timeout": 3.0}
 CONFIG: dict[str, Any] = {
@@ -143,6 +139,7 @@ def test_a_run_is_warned_of_asked_and_ended(daemon: Daemon, start: Start, tmp_pa
     until_blocking(lambda: not leases(daemon, "all-levels"))
 
 
+@pytest.mark.skipif("limits_s" not in GrantedLine.__struct_fields__, reason="the daemon does not name the limits yet")
 def test_the_first_line_names_the_limits(start: Start) -> None:
     """Who is stopped in an hour must know it now."""
     usual = start("run", "--", "true")

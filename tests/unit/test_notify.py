@@ -17,7 +17,7 @@ from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.kept import Kept, name_of, process_of
 from gpulockd.daemon.notify import notify, reloading, watchdog_interval_s
 from gpulockd.daemon.process import reloaded
-from gpulockd.daemon.watchdog import Pulse, Pulses, healthy, overdue
+from gpulockd.daemon.pulse import Pulse, Pulses, healthy, overdue
 from gpulockd.errors import ConfigError
 from gpulockd.hardware.processes.identity import Process, identify
 from tests.states import until

@@ -38,7 +38,7 @@ brought = room(function(brought)
   local function forget(t, w)
     if t.state ~= 'claim' then return queue.leave(t.id, w) end
     redis.call('ZREM', names.due, 'lease:' .. t.id)
-    gpus.vacate(w, gpus.split(t.gpus), t.id, false)
+    gpus.vacate(w, gpus.split(t.gpus), t.id, nil)
   end
 
   local function lease(session, b)

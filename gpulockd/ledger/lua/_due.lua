@@ -25,7 +25,7 @@ due = room(function(due)
     tickets.write(t)
     redis.call('ZADD', names.queue, t.score, t.id)
     redis.call('HINCRBY', names.counters, 'claim_lapsed', 1)
-    gpus.vacate(gpus.wants(t.wants), keys, t.id, false)
+    gpus.vacate(gpus.wants(t.wants), keys, t.id, nil)
   end
 
   -- What holds a gpu goes before what waits: others wait for it.
@@ -64,7 +64,9 @@ due = room(function(due)
     local g = gpus.get(key)
     redis.call('ZREM', names.due, 'settle:' .. key)
     if g.state ~= 'settling' then return end
-    local guarded = meta.guarded == '1' and redis.call('ZSCORE', names.sessions, meta.offer_session)
+    -- A guard that has died may still stand in line to be ended.
+    local guard_ends_ms = meta.guarded == '1' and redis.call('ZSCORE', names.sessions, meta.offer_session)
+    local guarded = guard_ends_ms and tonumber(guard_ends_ms) > books.now
     g.state = guarded and 'quarantined' or 'ready'
     gpus.write(g)
     books.emit(guarded and 'gpu_quarantined' or 'gpu_settled', books.facts({gpus = {key}, reason = 'unsettled'}))

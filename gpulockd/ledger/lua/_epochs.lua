@@ -40,6 +40,7 @@ epochs = room(function(epochs)
     if missing then
       epochs.adopt(terms)
       for _, name in ipairs({'offered', 'guarded', 'frozen_until'}) do meta[name] = '0' end
+      books.note('was_guarded', 'unknown')
       gpus.offer('[]')
     end
     books.raise_token(books.wall_ms)
@@ -48,6 +49,8 @@ epochs = room(function(epochs)
     books.note_term('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
     books.note_term('cluster', string.find(info, '_mode:cluster', 1, true) and '1' or '0')
     if not missing then
+      -- Who is on a gpu was let in before the freeze, so that is when a guard must have stood there.
+      if not books.frozen() then books.note('was_guarded', meta.guarded) end
       -- A freeze that was not over when the server changed may have been for lost data: nobody can vouch for that.
       return epochs.freeze(meta.ttl_ms, books.frozen() and 'data_lost' or 'store_changed')
     end
@@ -81,12 +84,14 @@ epochs = room(function(epochs)
   end
 
   -- The guard has said all leases that it has let in. At once where the books survived; else after a step, so that
-  -- those who wait are back with their stamps.
+  -- those who wait are back with their stamps. Where the surviving books know of no guard when the freeze began, some
+  -- may be on a gpu whom it has never seen: they believe no longer than a ttl.
   function epochs.known_by_guard()
-    if meta.frozen_why == 'store_changed' then return epochs.unfreeze('known_by_guard') end
-    local until_ms = math.min(tonumber(meta.frozen_until), books.now + meta.step_ms)
+    local unseen = meta.was_guarded == '0'
+    if not unseen and meta.frozen_why == 'store_changed' then return epochs.unfreeze('known_by_guard') end
+    local until_ms = math.min(tonumber(meta.frozen_until), books.now + (unseen and meta.ttl_ms or meta.step_ms))
     books.note_term('frozen_until', text(until_ms))
-    books.note('opened', 'known_by_guard')
+    if not unseen then books.note('opened', 'known_by_guard') end
   end
 
   function epochs.thaw()

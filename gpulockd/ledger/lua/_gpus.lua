@@ -185,7 +185,8 @@ gpus = room(function(gpus)
     end
   end
 
-  -- Takes `id` off its gpus; those that may go straight on are freed.
+  -- Takes `id` off its gpus; those that may go straight on are freed. `lost`: was its lease lost, or given back; nil if
+  -- it never began there, so that nothing of it is to settle.
   function gpus.vacate(w, keys, id, lost)
     for _, key in ipairs(keys) do
       local g = gpus.get(key)
@@ -197,7 +198,7 @@ gpus = room(function(gpus)
         g.used_mib = math.max(0, g.used_mib - w.mib)
       end
       local settles = there and meta.guarded == '1' and g.state == 'ready' and g.offered
-        and (meta.settle_policy == 'always' or (lost and meta.settle_policy == 'after_loss'))
+        and ((lost ~= nil and meta.settle_policy == 'always') or (lost and meta.settle_policy == 'after_loss'))
       if settles then
         g.state = 'settling'
         due.at(books.now + meta.settle_ms, 'settle:' .. g.key)

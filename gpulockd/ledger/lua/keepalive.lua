@@ -23,7 +23,9 @@ for i = 3, #ARGV, 2 do
   local t = tickets.get(ARGV[i])
   local stands = t and t.session == session and text(t.token) == ARGV[i + 1]
   if stands and (t.state == 'held' or t.state == 'member') then
-    tickets.renew(t)
+    -- Only its own words count for a task that reports by itself.
+    local lease = t.state == 'member' and tickets.get(t.of) or t
+    if not string.find(lease.job, '"heartbeat":"manual"', 1, true) then tickets.renew(t) end
   elseif not books.frozen() then
     lost[#lost + 1], lost[#lost + 2] = ARGV[i], redis.call('GET', names.base .. 'done:' .. ARGV[i]) or 'overruled'
   end

@@ -2,15 +2,21 @@
 --
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the daemon    ARGV[2] gpu key    ARGV[3] ready | settled | quarantined | drained | lost
+--          | foreign (no state: a process without a lease is on it)
 -- ARGV[4]  reason
 -- returns  {'noted', ..., state before} | {'unknown_gpu'} | {'no_session'} | {'unopened'}
 local key, state, reason = ARGV[2], ARGV[3], ARGV[4]
-local EVENTS_OF = {settled = 'gpu_settled', quarantined = 'gpu_quarantined', lost = 'gpu_lost'}
+local EVENTS_OF = {ready = 'gpu_settled', settled = 'gpu_settled', quarantined = 'gpu_quarantined', lost = 'gpu_lost'}
 local refusal = begin(ARGV[1])
 if refusal then return refuse(refusal) end
 local g = gpus.get(key)
 if not g.offered then return books.answer('unknown_gpu') end
 local was = g.state
+-- A process without a lease is on it: told, and nothing else.
+if state == 'foreign' then
+  books.emit('foreign_process_seen', books.facts({gpus = {key}, reason = reason}))
+  return books.answer('noted', was)
+end
 if state == 'settled' and was ~= 'settling' and was ~= 'quarantined' then return books.answer('noted', was) end
 g.state = state == 'settled' and 'ready' or state
 if was == g.state then return books.answer('noted', was) end
