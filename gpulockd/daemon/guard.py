@@ -114,11 +114,11 @@ class Conversation(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         *lines, self._unheard = (self._unheard + data).split(b"\n")
-        for line in [*lines, self._unheard]:
-            if len(line) > LONGEST_LINE:
-                self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
-                return self.close()
-            if line is not self._unheard and self._transport is not None and not self._transport.is_closing():
+        if any(len(line) > LONGEST_LINE for line in (*lines, self._unheard)):
+            self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
+            return self.close()
+        for line in lines:
+            if self._transport is not None and not self._transport.is_closing():
                 self._hear(line)
         return None
 

@@ -63,6 +63,10 @@ class Guard:
         """Whether nobody can be on a gpu here that the fence does not know."""
         return not self.unproven and not self.doubtful
 
+    def doubt(self) -> None:
+        """The pool has been without this guard: somebody may have begun unseen, until fence and ledger are compared."""
+        self.doubtful = True
+
     @property
     def highest_token(self) -> int:
         """The highest token that was let in."""
@@ -162,14 +166,14 @@ class Guard:
             _log.warning("guard.gpus_differ", lease=lease.id, message=f"{lease.gpus} was said, {gpus} is true")
             lease.gpus = gpus
             self.fence.enter(lease)
-            self._record(lease)
+            self.record(lease)
 
     def lost(self, lease: Lease, reason: str) -> None:
         """The ledger has ended a lease without its holder: tell those inside."""
         if lease.lost:
             return
         lease.lost = reason
-        self._record(lease)
+        self.record(lease)
         for party in lease.inside:
             self._callers.tell(party.session, {"lost": party.ticket, "reason": reason})
             if not party.pid and not self._callers.hear(party.session):
@@ -211,14 +215,6 @@ class Guard:
         """The processes that have spoken to the guard: they are programs of ours, whether they hold or not."""
         return self._callers.processes()
 
-    def note_members(self) -> None:
-        """Record the processes that were found in the runs, for a daemon that comes after this one."""
-        for lease in self.fence.leases.values():
-            members = sorted((process.pid, process.started_ticks) for process in self.runs.members(lease.id))
-            if members != lease.members and not set(members) <= set(lease.members):
-                lease.members = members
-                self._record(lease)
-
     def processes_inside(self) -> set[Process]:
         """The processes that are in a lease, dead ones that nobody has heard of yet too."""
         parties = (party for lease in self.fence.leases.values() for party in lease.inside)
@@ -238,7 +234,7 @@ class Guard:
                 known.parties, known.assertion = [party], words.assertion
                 self.unproven.discard(known.id)
                 self._follow(known, party)
-                self._record(known)
+                self.record(known)
             return any(mine.ticket == words.id and caller.is_party(mine) for mine in known.parties)
         if words.of:
             answer = self.joining.ask(caller, session, words)
@@ -267,7 +263,7 @@ class Guard:
         if emptied is not None and all(party.state == "left" for party in emptied.parties):
             self.over(emptied.id)
         elif lease is not None:
-            self._record(lease)
+            self.record(lease)
             self.changed()
 
     def _end_session(self, session: str) -> None:
@@ -282,7 +278,7 @@ class Guard:
     def _joined(self, lease: Lease | None, party: Party | None) -> None:
         """Another process is in a lease; None: one may be, which must be found out."""
         if lease is not None and party is not None:
-            self._record(lease)
+            self.record(lease)
             self._follow(lease, party)
         else:
             self.changed()
@@ -291,7 +287,8 @@ class Guard:
         if party.pid:
             self.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)
 
-    def _record(self, lease: Lease) -> None:
+    def record(self, lease: Lease) -> None:
+        """Write a lease that has changed; a disk that is full is said, and costs only a later daemon's knowledge."""
         try:
             self._journal.entered(lease)
         except RecordUnwritable as full:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -21,15 +21,15 @@ from gpulockd.client.line import Line
 from gpulockd.client.whoami import machine
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import neighbours
-from gpulockd.daemon.standing import ElsewhereError, OfferingSession, defaults_of, elsewhere, with_memory
+from gpulockd.daemon.standing import ElsewhereError, Guarding, OfferingSession, defaults_of, elsewhere, with_memory
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.verbs import Brought, BroughtLease, Call
-from gpulockd.model import Gpu, Process
+from gpulockd.ledger.verbs import Brought, Call
+from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 
 RETRY_S = 0.2
@@ -37,24 +37,12 @@ MOST_RETRY_S = 5.0
 NVML_RETRY_S = 10.0
 REBOOT_RETRY_S = 0.5
 GOODBYE_S = 2.0
+KNOWN_TRIES = 3
+"""How often the guard's word is said again; what was said to an earlier epoch does not count."""
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
-
-
-class Guarding(Protocol):
-    """The guard, as the offer tells the ledger of it."""
-
-    def knows_all(self) -> bool:
-        """Whether nobody can be on a gpu here without its knowledge."""
-
-    @property
-    def highest_token(self) -> int:
-        """The highest token that it has let in."""
-
-    def assertions(self) -> list[tuple[str, Process, BroughtLease]]:
-        """The leases that are in, each with its session and process, as the ledger must be told of them."""
 
 
 class Offering:
@@ -94,6 +82,7 @@ class Offering:
         self._loop = asyncio.get_running_loop()
         self.on_offered: Callable[[], None] | None = None
         session.on_change = self._look_from_thread
+        session.on_anew = guard.doubt if guard is not None else None
 
     def __repr__(self) -> str:
         return f"<Offering {self.session.pool} {self.trouble or f'{len(self.gpus)} GPUs'}>"
@@ -172,10 +161,7 @@ class Offering:
             gpus = await self.cards.list()
             if self.cards.source == "nvml":
                 await neighbours.outwait(self.store, self.session.pool, self.session.process.boot_id, self._waits)
-            answer = await self._offered([with_memory(gpu) for gpu in gpus], knows_all=False)
-            if answer.frozen_ms > 0 and self._guard is not None and self._guard.knows_all():
-                await self._assert_all(self._guard)
-                answer = await self._offered([with_memory(gpu) for gpu in gpus], knows_all=True)
+            answer = await self._offered_as_known([with_memory(gpu) for gpu in gpus])
         except GpuLockError as trouble:
             self.trouble = trouble.message
             raise
@@ -193,6 +179,17 @@ class Offering:
     def _waits(self, why: str) -> None:
         self.trouble = why
         _log.warning("offer.waits_for_pool", message=why)
+
+    async def _offered_as_known(self, gpus: list[Gpu]) -> a.Offered:
+        """Offer, and where the pool is frozen say whom the guard has let in, until the present epoch has heard it."""
+        answer, guard = await self._offered(gpus, knows_all=False), self._guard
+        for _ in range(KNOWN_TRIES):
+            known = answer.how == "known_by_guard" or guard is None or not guard.knows_all()
+            if answer.frozen_ms == 0 or known or guard is None:
+                break
+            await self._assert_all(guard)
+            answer = await self._offered(gpus, knows_all=True)
+        return answer
 
     async def _assert_all(self, guard: Guarding) -> None:
         """Tell the ledger, which has lost them, of the leases that are in; their processes may be stopped."""

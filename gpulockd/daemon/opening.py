@@ -43,7 +43,8 @@ def open_guard(state: str, pool: str, kept: Kept) -> Iterator[Guard]:
     watch, runs = Watch(died), Runs(changed_run, spared=spared)
     with watch, runs:
         guard = Guard(fence, journal, runs, watch)
-        guard.doubtful = found == "doubtful"
+        # A fresh record has never been compared with the ledger: somebody may be in without it.
+        guard.doubtful = found != "complete"
         for process in guard.processes_inside():
             pidfd = kept.claim(process)
             if pidfd is not None:

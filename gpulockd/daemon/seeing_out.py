@@ -79,7 +79,15 @@ class SeeingOut:
         except (TimeoutError, OSError) as trouble:
             _log.warning("guard.scan_failed", message=f"the processes could not be listed: {trouble}")
             return
-        self.guard.note_members()
+        self._note_members()
+
+    def _note_members(self) -> None:
+        """Record the processes that were found in the runs, for a daemon that comes after this one."""
+        for lease in self.guard.fence.leases.values():
+            members = sorted((process.pid, process.started_ticks) for process in self.guard.runs.members(lease.id))
+            if not set(members) <= set(lease.members):
+                lease.members = members
+                self.guard.record(lease)
 
     async def see_out(self, lease: Lease) -> None:
         """Return when a lost lease is over."""

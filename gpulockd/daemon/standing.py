@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from gpulockd.client.session import OpenAnswer, Session
 from gpulockd.errors import ConfigError
 from gpulockd.ledger import answers as a
-from gpulockd.ledger.verbs import Terms
-from gpulockd.model import Gpu
+from gpulockd.ledger.verbs import BroughtLease, Terms
+from gpulockd.model import Gpu, Process
 from gpulockd.settings import Settings
+
+
+class Guarding(Protocol):
+    """The guard, as the offer sees it."""
+
+    def knows_all(self) -> bool:
+        """Whether nobody can be on a gpu here without its knowledge."""
+
+    def doubt(self) -> None:
+        """Somebody may have begun without it."""
+
+    @property
+    def highest_token(self) -> int:
+        """The highest token that it has let in."""
+
+    def assertions(self) -> list[tuple[str, Process, BroughtLease]]:
+        """The leases that are in, each with its session and process, as the ledger must be told of them."""
 
 
 class ElsewhereError(ConfigError):
@@ -25,6 +42,9 @@ class OfferingSession(Session):
     """The daemon's session. It tells when an answer shows another epoch, or when it has begun anew."""
 
     on_change: Callable[[], None] | None = None
+    on_anew: Callable[[], None] | None = None
+    """Told from any thread when the session has ended in the ledger, so that the pool has had no guard for a while."""
+
     _seen: tuple[str, str] = ("", "")
 
     def heard(self, asked_at: float, answer: a.Answer) -> None:
@@ -35,6 +55,12 @@ class OfferingSession(Session):
             self._seen = now
             if self.on_change is not None:
                 self.on_change()
+
+    def begin_anew(self, ended_id: str, reason: str) -> None:
+        """As every session; the pool may have been without its guard."""
+        if self.id == ended_id and self.on_anew is not None:
+            self.on_anew()
+        super().begin_anew(ended_id, reason)
 
     def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:
         """:raises ElsewhereError: if the daemon of another host offers this pool"""
