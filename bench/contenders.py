@@ -93,7 +93,7 @@ class OursGuarded(Ours):
             messages[words["verb"]] += 1
             say(link, words)
 
-        GuardLink._say = counted  # type: ignore[method-assign]
+        GuardLink._say = counted  # type: ignore[method-assign, assignment]
 
 
 class RedisPyLock(Contender):

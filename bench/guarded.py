@@ -21,7 +21,7 @@ MORE_US = 500.0
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What programs said to the guard, a turn (a place of a line, the first included), and the guard's CPU time (µs)."""
+    """What programs said to the guard a turn, and the daemon's CPU time (in µs); each place of a line is a turn."""
 
     waiters: int
     admits: float

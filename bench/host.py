@@ -228,7 +228,8 @@ class Host:
         command += ["--redis", self._url] if self._url else []
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*ending_with_us("TERM"), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
+                [*ending_with_us("TERM"), *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
                 env=plain_environment() | {"PYTHONUNBUFFERED": "1"}, start_new_session=True,
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -245,7 +246,7 @@ class Host:
 
 
 def ending_with_us(signal_name: str) -> list[str]:
-    """What is put before a command that gets this signal when the measuring process has died; nothing without setpriv."""
+    """What is put before a command that is to get this signal at the death of this process; nothing without setpriv."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "who has which GPU",
     "queue": "who waits, and for what",
     "release": "take a GPU from its holder",
+    "gpu": "drain or resume a GPU",
     "events": "what happened",
     "token": "print the token that writes over TCP need",
     "install-service": "run the daemon under systemd",

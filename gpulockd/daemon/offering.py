@@ -182,7 +182,11 @@ class Offering:
 
     async def _offered_as_known(self, gpus: list[Gpu]) -> a.Offered:
         """Offer, and where the pool is frozen say whom the guard has let in, until the present epoch has heard it."""
-        answer, guard = await self._offered(gpus, knows_all=False), self._guard
+        guard = self._guard
+        if guard is not None and self._vouched_run_id is not None and await self._lacks(guard):
+            # A file that loaded whole may still be an older one than the leases that are in.
+            self.vouch(None, fresh=False)
+        answer = await self._offered(gpus, knows_all=False)
         for _ in range(KNOWN_TRIES):
             known = answer.how == "known_by_guard" or guard is None or not guard.knows_all()
             if answer.frozen_ms == 0 or known or guard is None:
@@ -190,6 +194,14 @@ class Offering:
             await self._assert_all(guard)
             answer = await self._offered(gpus, knows_all=True)
         return answer
+
+    async def _lacks(self, guard: Guarding) -> bool:
+        """Whether the ledger has lost a lease that the guard has let in."""
+        inside = {lease.id for _, _, lease in guard.assertions()}
+        if not inside:
+            return False
+        answer = await self.store.ask(verbs.snapshot(self.session.keys, length=1))
+        return not isinstance(answer, a.Pictured) or not inside <= {ticket.id for ticket in answer.snapshot.leases}
 
     async def _assert_all(self, guard: Guarding) -> None:
         """Tell the ledger, which has lost them, of the leases that are in; their processes may be stopped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulockd.web import holding, page, reading, streams, views, wanting
+from gpulockd.web import holding, page, reading, steering, streams, views, wanting
 from gpulockd.web.openapi import document
 from gpulockd.web.table import Query, Row, Visit
 
@@ -26,6 +26,22 @@ ROWS: tuple[Row, ...] = (
     Row(method="GET", path="/readyz", handler=reading.readyz, answer=views.Ready, summary="Its GPUs can be had"),
     Row(method="GET", path="/api/v1/pools", handler=reading.pools, answer=views.Pools, summary="The pools"),
     Row(method="GET", path="/api/v1/gpus", handler=reading.gpus, answer=views.Gpus, summary="The gpus"),
+    Row(
+        method="POST",
+        path="/api/v1/gpus/{id:path}/drain",
+        handler=steering.drain,
+        answer=views.Steered,
+        access="writer",
+        summary="Let nobody begin on a gpu any more, named by its index, key or UUID",
+    ),
+    Row(
+        method="POST",
+        path="/api/v1/gpus/{id:path}/resume",
+        handler=steering.resume,
+        answer=views.Steered,
+        access="writer",
+        summary="Put a gpu back into the pool",
+    ),
     Row(method="GET", path="/api/v1/leases", handler=reading.leases, answer=views.Leases, summary="Who holds what"),
     Row(
         method="GET",

@@ -55,6 +55,14 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True):
     leases: tuple[str, ...]
 
 
+class Steered(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has done with a gpu: its state now, and before."""
+
+    key: str
+    state: str
+    was: str
+
+
 class TicketView(msgspec.Struct, frozen=True, kw_only=True):
     """A place in the queue; place 1 is next."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -220,6 +221,37 @@ async def test_the_store_is_emptied_while_the_daemon_is_down(tmp_path: Path) -> 
                     assert first.said("lost") is None
                     first.leave()
                     await second.is_in(30)
+
+
+async def test_a_store_that_was_rolled_back_costs_no_holder_its_lease(tmp_path: Path) -> None:
+    """An older append-only file loads whole too; what it lacks, the guard knows."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            before = start.start("before")
+            await before.is_in()
+            before.leave()
+            await before.is_out()
+            with store_of(daemon) as store:
+                pid = store.info("server")["process_id"]
+                folder = Path(store.config_get("dir")["dir"])
+            (files,) = (path for path in folder.iterdir() if path.is_dir())
+            shutil.copytree(files, tmp_path / "older")
+            first = start.start("first")
+            token = await first.is_in()
+            second = start.start("second")
+            await queued(daemon, 1)
+            daemon.process.send_signal(signal.SIGSTOP)  # or it would start the store again before the file is changed
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+            shutil.rmtree(files)
+            shutil.copytree(tmp_path / "older", files)
+            daemon.process.send_signal(signal.SIGCONT)
+            await anyio.sleep(8)
+            assert second.said("in") is None
+            assert first.said("lost") is None
+            first.leave()
+            await second.is_in(30)
+            assert int(second.said("in") or 0) > token
 
 
 async def test_a_daemon_that_is_stopped_during_a_hand_off_delays_it_only(tmp_path: Path) -> None:
