@@ -12,11 +12,11 @@ import contextvars
 import functools
 import inspect
 import logging
+import os
 import threading
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from contextlib import suppress
 
 log = logging.getLogger("gpulockd")
 
@@ -48,9 +48,12 @@ class Cleaning:
         self._cleanups = cleanups
         self._lease = lease
         self._said_long = False
+        self._pid = os.getpid()
+        self._done = threading.Event()
+        _running.add(self)
         # A context of its own: what the ended body held is not inherited, and what is set in it stays in it.
         context = contextvars.Context()
-        self.thread = threading.Thread(target=context.run, args=(self._run,), name="gpulockd-cleanup", daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="gpulockd-cleanup", daemon=True)
 
     def __repr__(self) -> str:
         return f"<Cleaning of {self._lease}, {len(self._cleanups)} functions>"
@@ -60,18 +63,26 @@ class Cleaning:
 
         :param loop: the loop that tells of it, if it takes long
         """
-        _running.add(self)
         try:
-            self.thread.start()
+            self._thread.start()
         except RuntimeError as full:  # no more threads, or the interpreter ends
-            _running.discard(self)
+            self._end()
             log.error("gpulockd: no clean-up after %s: %s", self._lease, full)
             return
         loop.call_later(LONG_S, self._look)
 
     def _look(self) -> None:
-        if self.thread.is_alive():
+        if not self._done.is_set():
             self._say_long("has taken more than", LONG_S)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it is over, for `timeout_s` at most (in seconds); not in a forked child, where it never is."""
+        if self._pid == os.getpid():
+            self._done.wait(timeout_s)
+
+    def _end(self) -> None:
+        self._done.set()
+        _running.discard(self)
 
     def _say_long(self, words: str, taken_s: float) -> None:
         if not self._said_long:
@@ -84,7 +95,7 @@ class Cleaning:
             for cleanup in reversed(self._cleanups):
                 self._call(cleanup)
         finally:
-            _running.discard(self)
+            self._end()
         taken_s = time.monotonic() - began_s
         if taken_s > LONG_S:
             self._say_long("took", taken_s)
@@ -92,7 +103,7 @@ class Cleaning:
     def _call(self, cleanup: Cleanup) -> None:
         try:
             returned = cleanup()
-        except BaseException as trouble:  # noqa: BLE001 - nobody waits for this thread, so only the log can tell
+        except BaseException as trouble:  # nobody waits for this thread, so only the log can tell
             name = type(trouble).__name__
             log.error("gpulockd: the clean-up after %s failed: %s: %s", self._lease, name, trouble, exc_info=trouble)
             return
@@ -109,8 +120,7 @@ def _outlast() -> None:
     """At the exit: wait for what is still being cleaned, for a bounded time."""
     until_s = time.monotonic() + GOODBYE_S
     for cleaning in list(_running):
-        with suppress(RuntimeError):  # not started
-            cleaning.thread.join(max(0.0, until_s - time.monotonic()))
+        cleaning.wait(max(0.0, until_s - time.monotonic()))
 
 
 # At import, for what is registered first is called last: the sessions say goodbye before anybody waits here.

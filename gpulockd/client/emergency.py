@@ -45,10 +45,10 @@ async def end_afresh(session: Session, entry: Entry, reason: EndReason) -> Any:
 def is_left(session: Session, keeper: Keeper, entry: Entry) -> bool:
     """Whether a lease is left to the ledger now: this process does not believe in its own session any more.
 
-    The session's end in the ledger ends it; if the session goes on after all, the ledger names the lease in an echo, and
-    it is given back as one that nobody here knows. A place in the queue is named by no echo, so it is asked about on.
+    The session's end in the ledger ends it; if the session goes on after all, an echo names the lease, and it is given
+    back as one that nobody here knows. A place in the queue is named by no echo, so its end is asked for on and on.
     """
-    if not entry.token or not keeper.gives_back or boottime_s() <= session.believed_until():
+    if not entry.token or not keeper._gives_back or boottime_s() <= session.believed_until():
         return False
     log.error(
         "gpulockd: %s is left to the guard and the ledger, which end it with session %s: Redis did not answer in time",

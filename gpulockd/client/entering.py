@@ -1,4 +1,7 @@
-"""The last step before a body in a guarded pool: the guard of this host lets the lease in, or says why not yet."""
+"""The last step before a body: the guard of this host lets the lease in, or says why not yet.
+
+Where `gpus.require_guard` says so, nobody begins while the pool has no guard: that is a guard that is away.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import logging
 
 from gpulockd.client.guarded import GuardAway, NotAdmitted
 from gpulockd.client.line import Line
+from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
+from gpulockd.ledger.answers import Answer
 
 log = logging.getLogger("gpulockd")
 
@@ -15,22 +20,37 @@ RETRY_S = 0.2
 SAY_AFTER_S = 2.0
 
 
+def must_be_let_in(session: Session, answer: Answer) -> bool:
+    """Whether a lease that was answered so begins only when a guard lets it in."""
+    return answer.clock.guarded or session.defaults.get("require_guard") is True
+
+
 class Entering:
     """One ticket's way past the guard."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._deadline: float | None = None
         self._away_since: float | None = None
         self._said = False
 
-    async def let_in(self, entry: Entry, token: int, gpus: tuple[str, ...], deadline: float) -> bool:
+    async def let_in(
+        self, entry: Entry, token: int, gpus: tuple[str, ...], deadline: float, *, guarded: bool = True
+    ) -> bool:
         """Wait until the guard lets the lease in; False if it could not be asked, so that the pool is looked at again.
 
-        :param deadline: the end of the wait (seconds of the loop's clock)
+        :param deadline: the end of the wait (seconds of the loop's clock), as it was at the first try
+        :param guarded: whether the pool has a guard now
         :raises NotAdmitted: if a later lease has its gpus
-        :raises TimeoutError: if the deadline came first
+        :raises TimeoutError: if the deadline came first; it says what was waited for, if the guard was away
         """
         guard = self._line.guard
+        if self._deadline is None:
+            self._deadline = deadline
+        deadline = self._deadline
+        if not guarded:
+            await self._pause(GuardAway(_unguarded_text(self._line.session.pool)), deadline)
+            return False
         try:
             async with asyncio.timeout_at(deadline):
                 await guard.admit(entry, token, gpus)
@@ -55,4 +75,11 @@ class Entering:
         await asyncio.sleep(min(RETRY_S, deadline - now))
 
 
-__all__ = ["Entering", "NotAdmitted"]
+def _unguarded_text(pool: str) -> str:
+    return (
+        f"pool {pool} has no guard now, and its configuration lets nobody begin without one (gpus.require_guard): start "
+        "`gpulockd serve` on the host of its GPUs, or set gpus.require_guard to false there"
+    )
+
+
+__all__ = ["Entering", "NotAdmitted", "must_be_let_in"]

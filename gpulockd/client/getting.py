@@ -47,6 +47,11 @@ class Getting:
 
         :param max_wait_s: overrides the lock's own wait limit (in seconds)
         """
+        lease = await self._granted(max_wait_s)
+        lease._clean_up_with(self.lock.cleanup)
+        return lease
+
+    async def _granted(self, max_wait_s: float | None) -> Lease:
         lock = self.lock
         if _DISABLE.raw() == (b"1",):
             return unlocked_lease(lock.wants, lock.job)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from gpulockd.client.cleaning import Cleaning, Cleanup
 from gpulockd.client.process import line_of
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost
@@ -133,7 +134,13 @@ class Lease(LeaseFacts):
     def __init__(self, line: Line, entry: Entry) -> None:
         super().__init__(line.session, entry)
         self._line = line
+        self._cleanups: tuple[Cleanup, ...] = ()
         line.belief.begin()
+
+    def _clean_up_with(self, cleanup: Cleanup | None) -> None:
+        """Call `cleanup` after this lease has been given back: once, however many bodies say so."""
+        if cleanup is not None and cleanup not in self._cleanups:
+            self._cleanups = (*self._cleanups, cleanup)
 
     async def progress(self, percent: float | None = None, message: str = "") -> None:
         """Say how far the work is: the task's heartbeat.
@@ -155,9 +162,20 @@ class Lease(LeaseFacts):
 
         :raises LeaseLost: if it had been lost before
         """
-        await self._end()
+        await self._close()
         if self.lost.is_set():
             raise self._loss()
+
+    async def _close(self) -> None:
+        """The body is over: end the lease, and clean up behind it whatever became of the end."""
+        try:
+            await self._end()
+        finally:
+            cleanups, self._cleanups = self._cleanups, ()
+            if cleanups and self._session.pid == os.getpid():
+                # The end was sent, or is about to be by a task that was made before this.
+                loop = asyncio.get_running_loop()
+                loop.call_soon(Cleaning(cleanups, repr(self)).begin, loop)
 
     async def _end(self) -> None:
         if self._ended or self._session.pid != os.getpid():
@@ -198,6 +216,11 @@ class BlockingLease(LeaseFacts):
         """
         if self._session.pid == os.getpid():
             self._portal.call(self._lease.release)
+
+
+def for_tasks(lease: LeaseFacts) -> Lease:
+    """The lease as tasks use it: a thread's block may surround an event loop."""
+    return lease._lease if isinstance(lease, BlockingLease) else lease  # type: ignore[return-value] # there is no third
 
 
 async def _line_here(line: Line) -> Line:

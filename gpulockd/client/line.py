@@ -12,6 +12,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from gpulockd.client import emergency
 from gpulockd.client.admitting import GuardLink
 from gpulockd.client.belief import BeliefWatch
 from gpulockd.client.doorbell import Begun, ConfirmAnswer, Doorbell, confirm_call
@@ -118,7 +119,7 @@ class Line:
     # Ending, also when nobody waits for it any more.
 
     async def end(self, entry: Entry, reason: EndReason) -> None:
-        """End a ticket or lease, whatever it takes until the process gives up its session.
+        """End a ticket or lease: the normal release, and if that fails the emergency release.
 
         Cancelling this leaves the end to a task of its own.
         """
@@ -127,8 +128,8 @@ class Line:
         try:
             await self._end_once(entry, reason)
         except GpuLockError as away:
-            log.warning("gpulockd: %s is given back when Redis answers again: %s", entry, away)
-            self.track(self._end_until_answered(entry, reason))
+            emergency.say(entry, away)
+            self.track(self._end_until_answered(entry, reason, afresh=True))
         except BaseException:
             self.track(self._end_until_answered(entry, reason))
             raise
@@ -139,28 +140,39 @@ class Line:
         self.guard.leave(entry)
         return self.track(self._end_until_answered(entry, reason))
 
-    async def _end_once(self, entry: Entry, reason: EndReason) -> None:
-        answer, _ = await self.ask(self.session.end_call(entry, reason))
+    async def _end_once(self, entry: Entry, reason: EndReason, *, afresh: bool = False) -> None:
+        if afresh:
+            answer = await emergency.end_afresh(self.session, entry, reason)
+        else:
+            answer, _ = await self.ask(self.session.end_call(entry, reason))
         if isinstance(answer, a.NoSession | a.Unopened):
             self.keeper.wake()
         self.session.table.remove(entry)
 
-    async def _end_until_answered(self, entry: Entry, reason: EndReason) -> None:
-        pause_s = RETRY_S
-        while True:
-            try:
-                await self._end_once(entry, reason)
-                return
-            except GpuLockError:
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, MOST_RETRY_S)
-            except asyncio.CancelledError:
-                # The loop is being closed: one last try; after it the keepalive thread sends the end.
+    async def _end_until_answered(self, entry: Entry, reason: EndReason, *, afresh: bool = False) -> None:
+        """:param afresh: whether the normal release has failed, so that this is the emergency release"""
+        pause_s, failed = RETRY_S, afresh
+        try:
+            while True:
+                if failed:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MOST_RETRY_S)
                 try:
-                    await self._end_once(entry, reason)
-                except GpuLockError:
-                    self.keeper.wake()
-                raise
+                    return await self._end_once(entry, reason, afresh=afresh)
+                except GpuLockError as away:
+                    failed = True
+                    if not afresh:
+                        afresh = True
+                        emergency.say(entry, away)
+                    elif emergency.is_left(self.session, self.keeper, entry):
+                        return None
+        except asyncio.CancelledError:
+            # The loop is being closed: one last try; after it the keepalive thread sends the end.
+            try:
+                await self._end_once(entry, reason, afresh=afresh)
+            except GpuLockError:
+                self.keeper.wake()
+            raise
 
     # The doorbell.
 

@@ -12,9 +12,10 @@ import anyio
 
 from gpulockd.client import nesting, wishes
 from gpulockd.client.blocking import portal
+from gpulockd.client.cleaning import Cleanup, check_cleanup
 from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
-from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts
+from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts, for_tasks
 from gpulockd.client.nesting import Held, Owner, owner_here
 from gpulockd.client.taking import Blocking
 from gpulockd.client.whoami import program
@@ -60,6 +61,8 @@ class gpu_lock:
     :param heartbeat: "automatic" while the process lives, or "manual": only `lease.progress` counts
     :param nested: what to do where a lease of the surrounding task stands in the way: "error", "join" or "wait"
     :param pool: the pool's name, if it is not the local one
+    :param cleanup: frees what the body leaves (`torch.cuda.empty_cache`, `gc.collect`): called once, in a thread, after
+        the lease was given back, so it delays no hand-off; its errors are logged; no coroutine function
     :raises ImpossibleRequest: if the arguments name nothing that could be granted
     :raises ConfigError: if a duration cannot be read
     """
@@ -87,6 +90,7 @@ class gpu_lock:
         heartbeat: Literal["automatic", "manual"] = "automatic",
         nested: Nested = "error",
         pool: str | None = None,
+        cleanup: Cleanup | None = None,
     ) -> None:
         if callable(lock_key):
             raise TypeError("write @gpu_lock() with parentheses")
@@ -106,6 +110,8 @@ class gpu_lock:
         self.lock_timeout = lock_timeout if lock_timeout is None else parse_duration_s(lock_timeout, "lock_timeout")
         self.nested = nested
         self.pool = pool
+        check_cleanup(cleanup)
+        self.cleanup = cleanup
         self._uses: dict[tuple[str, int], list[_Use]] = {}
 
     def __repr__(self) -> str:
@@ -155,7 +161,7 @@ class gpu_lock:
         # Made before the wait: what comes after it is time in which nobody uses the gpu.
         scope = anyio.CancelScope()
         if held is not None:
-            use = _Use(held, _for_tasks(held.lease), me)
+            use = _Use(held, for_tasks(held.lease), me)
         else:
             lease = await Getting(self).lease(None)
             use = _Use(Held(lease, me, self.wants), lease, me)
@@ -196,10 +202,10 @@ class gpu_lock:
         if use.held.part():
             nesting.leave(use.held)
             if kind is None:
-                await lease._end()
+                await lease._close()
             else:
                 with anyio.move_on_after(lease._session.times.rpc_deadline, shield=True):
-                    await lease._end()
+                    await lease._close()
         if lease.lost.is_set() and (kind is None or swallowed):
             raise lease._loss() from None
         if not mine and kind is None:
@@ -235,7 +241,7 @@ class gpu_lock:
         if use.held.part():
             nesting.leave(use.held)
             if lease._session.pid == os.getpid():
-                lease._portal.call(lease._lease._end)
+                lease._portal.call(lease._lease._close)
         if lease.lost.is_set() and kind is None:
             raise lease._loss()
 
@@ -246,7 +252,10 @@ class gpu_lock:
         held = nesting.joinable(self.wants, self.pool)
         if held is None and self.nested == "join":
             held = nesting.parent_lease(self.wants, self.pool)
-        return held if held is not None and held.join() else None
+        if held is None or not held.join():
+            return None
+        for_tasks(held.lease)._clean_up_with(self.cleanup)
+        return held
 
     def _pop_use(self) -> tuple[_Use, bool]:
         """The use that ends here, and whether this task or thread entered it."""
@@ -282,11 +291,6 @@ class gpu_lock:
         copy._uses = {}
         copy.job = wishes.renamed(self.job, task)
         return copy
-
-
-def _for_tasks(lease: LeaseFacts) -> Lease:
-    """The lease as tasks use it: a thread's block may surround an event loop."""
-    return lease._lease if isinstance(lease, BlockingLease) else lease  # type: ignore[return-value] # there is no third
 
 
 def current_lease() -> LeaseFacts | None:

@@ -11,7 +11,7 @@ import random
 
 import msgspec
 
-from gpulockd.client.entering import Entering, NotAdmitted
+from gpulockd.client.entering import Entering, NotAdmitted, must_be_let_in
 from gpulockd.client.line import Line
 from gpulockd.client.refusals import deadlock_text, impossible_text, timeout_error
 from gpulockd.client.table import Ask, Entry
@@ -117,7 +117,7 @@ class Waiting:
         """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
         if not self.line.session.believes(asked_at):
             return await self._confirm(token)
-        if answer.clock.guarded:
+        if must_be_let_in(self.line.session, answer):
             if not await self._let_in(token, answer):
                 return False
             if not self.line.session.believes(asked_at):
@@ -137,23 +137,24 @@ class Waiting:
         return False
 
     async def _let_in(self, token: int, answer: a.Granted | a.Joined) -> bool:
-        """Pass the guard of this host; False to look at the pool again."""
+        """Pass the guard of this host; False to look at the pool again. What is granted stays meanwhile."""
         entry, line = self.entry, self.line
         # Who does not want to wait for a gpu waits for the one before to leave it.
         deadline = max(self._deadline, line.loop.time() + line.session.times.rpc_deadline)
         gpus = tuple(gpu.key for gpu in answer.gpus)
         try:
-            if await self._entering.let_in(entry, token, gpus, deadline):
+            if await self._entering.let_in(entry, token, gpus, deadline, guarded=answer.clock.guarded):
                 return True
         except NotAdmitted as refused:
             log.warning("gpulockd: %s; asking again", refused.message)
             await line.end(entry, "abandoned")
             if entry.of:
                 self.ask = self.ask.outside()
+            self._entering = Entering(line)
             self._begin_again()
             return False
-        except TimeoutError:
-            raise await self._give_up() from None
+        except TimeoutError as away:
+            raise await self._give_up(str(away)) from None
         entry.claim = token
         return False
 
@@ -169,7 +170,7 @@ class Waiting:
         if isinstance(answer, a.Joined):
             entry.hold(answer.token, answer.gpus, 0.0)
             entry.state, entry.of = "member", answer.lease
-            if answer.clock.guarded and not await self._let_in(answer.token, answer):
+            if must_be_let_in(line.session, answer) and not await self._let_in(answer.token, answer):
                 self.entry.state, self.entry.claim = "asking", None
                 return False
             if line.session.believes(asked_at):
@@ -251,9 +252,13 @@ class Waiting:
         finally:
             timer.cancel()
 
-    async def _give_up(self) -> GpuLockError:
+    async def _give_up(self, why: str = "") -> GpuLockError:
         await self.line.end(self.entry, "timed_out")
-        return await timeout_error(self)
+        error = await timeout_error(self)
+        if not why:
+            return error
+        text = f"{error.message}; {why}"
+        return GpuLockTimeout(text, waited_s=error.waited_s, place=error.place, queued=error.queued)
 
     async def _outlast(self, away: StoreUnavailable) -> None:
         """Redis did not answer: try again with the same id until the wait limit is over."""

@@ -46,6 +46,8 @@ class Guard:
         """Leases that nobody of a known process has named: from the ledger, or not yet found there."""
         self.fresh: set[str] = set()
         """Leases let in that have not been found in the ledger yet."""
+        self.left: dict[str, tuple[int, float]] = {}
+        """Leases that their holders have left, with token and moment (CLOCK_BOOTTIME), until the ledger knows."""
         self._journal = journal
         self._waiting: dict[str, tuple[Lease, Caller]] = {}
         self.joining = Joining(fence, runs, self._joined)
@@ -261,6 +263,7 @@ class Guard:
         lease = self.fence.lease_of(ticket)
         emptied = self.fence.leave(ticket, state)
         if emptied is not None and all(party.state == "left" for party in emptied.parties):
+            self.left[emptied.id] = emptied.token, boottime_s()
             self.over(emptied.id)
         elif lease is not None:
             self.record(lease)

@@ -160,6 +160,7 @@ class Offering:
         try:
             gpus = await self.cards.list()
             if self.cards.source == "nvml":
+                neighbours.claim(gpu.uuid for gpu in gpus if gpu.uuid)
                 await neighbours.outwait(self.store, self.session.pool, self.session.process.boot_id, self._waits)
             answer = await self._offered_as_known([with_memory(gpu) for gpu in gpus])
         except GpuLockError as trouble:

@@ -14,8 +14,10 @@ import anyio.abc
 import anyio.lowlevel
 import structlog
 
+from gpulockd.clock import boottime_s
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.ledgers import lease_of, party_of
 from gpulockd.daemon.pulse import Pulse
 from gpulockd.daemon.seeing_out import RECHECK_S, Occupants, SeeingOut, nothing_seen
 from gpulockd.errors import StoreUnavailable
@@ -36,6 +38,9 @@ FOLLOW_S = 2.0
 
 SCAN_SHARE = 200
 """A pause between looks is at least so many times as long as the look."""
+
+UNHEARD_S = 1.0
+"""How long after its `leave` a lease may stand in the ledger before it is released there (in seconds)."""
 
 LONGEST_PAUSE_S = 30.0
 RETRY_S = 0.2
@@ -155,13 +160,15 @@ class Settling:
         for lease in list(self.guard.fence.leases.values()):
             if not lease.inside:
                 self._see_out(lease)
-        pending = bool(self.guard.fresh or self.guard.waiting or self._leaving)
+        unheard = any(boottime_s() - left_at >= UNHEARD_S for _, left_at in self.guard.left.values())
+        pending = bool(self.guard.fresh or self.guard.waiting or self._leaving or unheard)
         if self._must_look or pending:
             self._must_look = False
             await self._compare()
         if self.guard.waiting:
             self.guard.let_in()
-        return min(await self._vouch(), RECHECK_S if self._leaving or self.guard.waiting else 60.0)
+        soon_s = UNHEARD_S if self.guard.left else LONGEST_PAUSE_S
+        return min(await self._vouch(), RECHECK_S if self._leaving or self.guard.waiting else soon_s)
 
     async def _end_dead_sessions(self) -> None:
         for session in list(self.guard.dead_sessions):
@@ -199,7 +206,19 @@ class Settling:
         if self.adopts:
             self.adopts = False
             self._adopt(snapshot)
+        await self._release_unheard(stands)
         await self._settle(snapshot)
+
+    async def _release_unheard(self, stands: dict[str, TicketRecord]) -> None:
+        """What its holder has left, and whose release never reached the ledger, is released for it."""
+        for id, (token, left_at) in list(self.guard.left.items()):
+            ticket = stands.get(id)
+            if ticket is None or ticket.token != token:
+                del self.guard.left[id]
+            elif boottime_s() - left_at >= UNHEARD_S:
+                _log.info("guard.released", lease=id, message="a lease that was left is released in the ledger")
+                await self._ask(verbs.end(self._keys, session="", id=id, token=token, reason="released"))
+                del self.guard.left[id]
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Take what stood before the guard came: it is in, though nobody let it in."""
@@ -262,26 +281,3 @@ class Settling:
         finally:
             self._leaving.discard(lease.id)
             self.wake(look=True)
-
-
-def party_of(ticket: TicketRecord) -> Party:
-    """The party that the ledger names for a lease; its process is what the client has said of itself."""
-    process = ticket.process
-    return Party(
-        ticket=ticket.id,
-        session=ticket.session,
-        pid=process.pid if process else 0,
-        started=process.started_ticks if process else 0,
-    )
-
-
-def lease_of(ticket: TicketRecord, members: list[Party]) -> Lease:
-    """The lease that the ledger names, with those who have joined it."""
-    wants = ticket.wants.split(":", 1)[0]
-    return Lease(
-        id=ticket.id,
-        token=ticket.token,
-        gpus=ticket.gpus,
-        exclusive=wants == "exclusive",
-        parties=[party_of(ticket), *members],
-    )

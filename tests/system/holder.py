@@ -3,7 +3,8 @@ flock.
 
 It writes `NAME.in` (token) when its body begins, `NAME.lost` when it is told of a loss and `NAME.out` when its body has
 ended, and leaves when the file `NAME.leave` appears. Modes: `async`, `sync`, `deaf` (an async body that blocks its loop
-and heeds nothing), `forks` (a child that goes on alone is on the card too; SIGTERM is nothing to it).
+and heeds nothing), `forks` (a child that goes on alone is on the card too; SIGTERM is nothing to it),
+`mute` (its `leave` is heard and its release never sent).
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def main(folder: Path, name: str, mode: str, wish: str) -> None:
     async def hold() -> None:
         async with lock as lease:
             card = begin(lease.token)
+            if mode == "mute":
+                card.close()
+                lease._line.guard.leave(lease._entry)
+                await asyncio.sleep(120)
             try:
                 while not leave.exists():
                     if mode == "deaf":

@@ -273,6 +273,16 @@ async def test_a_daemon_that_is_stopped_during_a_hand_off_delays_it_only(tmp_pat
             await second.is_in(SOON_S)
 
 
+async def test_a_release_that_never_reached_the_ledger_is_made_up_for(tmp_path: Path) -> None:
+    """Whoever has left the card must not keep it by a lost message."""
+    async with running_daemon(config=CONFIG) as daemon:
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", "mute")
+            await first.is_in()
+            await start.start("second").is_in()
+            assert first.process.poll() is None
+
+
 async def test_without_the_socket_a_program_waits_and_names_the_cure(tmp_path: Path) -> None:
     """A container that forgot the mount must not go round the fence; once the guard has signed off it may begin."""
     async with running_daemon(config=CONFIG) as daemon:

@@ -1,0 +1,29 @@
+"""What the ledger says of a lease, as the fence takes it."""
+
+from __future__ import annotations
+
+from gpulockd.daemon.fence import Lease, Party
+from gpulockd.model import TicketRecord
+
+
+def party_of(ticket: TicketRecord) -> Party:
+    """The party that the ledger names for a lease; its process is what the client has said of itself."""
+    process = ticket.process
+    return Party(
+        ticket=ticket.id,
+        session=ticket.session,
+        pid=process.pid if process else 0,
+        started=process.started_ticks if process else 0,
+    )
+
+
+def lease_of(ticket: TicketRecord, members: list[Party]) -> Lease:
+    """The lease that the ledger names, with those who have joined it."""
+    wants = ticket.wants.split(":", 1)[0]
+    return Lease(
+        id=ticket.id,
+        token=ticket.token,
+        gpus=ticket.gpus,
+        exclusive=wants == "exclusive",
+        parties=[party_of(ticket), *members],
+    )
