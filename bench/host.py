@@ -1,6 +1,6 @@
 """A host: a real daemon with simulated cards as a process of its own, in private folders, and questions to its API.
 
-Its law: daemon, store and folders end with the `with` block, and with the measuring process, however that ends.
+Its law: daemon, store and parties end with the `with` block, and with the measuring process, however that ends.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Party:
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, env=env, bufsize=0,
-                start_new_session=True,
+                [*ending_with_us("KILL"), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                cwd=ROOT, env=env, bufsize=0, start_new_session=True,
             )  # fmt: skip
         self._log = log
         self._unread = b""

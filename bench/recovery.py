@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from bench.ground import server_binary
-from bench.host import LOST_S, Host, Party, ending_with_us
+from bench.host import LOST_S, Host, Party
 from bench.tables import Aim, percentile, show_aims, table
 from bench.victims import KEY
 from tests.servers import Server
@@ -175,7 +175,7 @@ class Scene:
         env = {"BENCH_BROKER": f"redis+socket://{broker.socket_path}", "BENCH_NOTES": str(notes)}
         words = ("-m", "celery", "-A", "bench.celery_victim", "worker", "--pool", "prefork", "--concurrency", "1")
         quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "ERROR")
-        worker = self.host.party(*words, *quiet, prefix=ending_with_us("KILL"), **env)
+        worker = self.host.party(*words, *quiet, **env)
         stack.callback(worker.close)
         os.environ.update(env)
         task = importlib.import_module("bench.celery_victim").hold

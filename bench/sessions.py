@@ -19,18 +19,21 @@ WAIT_S = 120
 
 async def live(holds: bool) -> None:
     """A program: idle, or in its body."""
+    asyncio.get_running_loop().add_reader(0, _end_with_input)
     async with gpu_lock(memory=SHARE, max_wait_time=WAIT_S):
         if holds:
-            await _end_of_input()
-    await _end_of_input()
+            await _rest()
+    await _rest()
 
 
-async def _end_of_input() -> None:
+async def _rest() -> None:
     os.write(1, b"in\n")
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
-    os._exit(0)
+    await asyncio.Event().wait()
+
+
+def _end_with_input() -> None:
+    if not os.read(0, 4096):
+        os._exit(0)
 
 
 def main(count: int, held: int) -> None:

@@ -77,8 +77,8 @@ class Entering:
 
 def _unguarded_text(pool: str) -> str:
     return (
-        f"pool {pool} has no guard now, and its configuration lets nobody begin without one (gpus.require_guard): start "
-        "`gpulockd serve` on the host of its GPUs, or set gpus.require_guard to false there"
+        f"pool {pool} has no guard now, and gpus.require_guard lets nobody begin without one: start `gpulockd serve` "
+        "on the host of its GPUs, or set gpus.require_guard to false there"
     )
 
 

@@ -9,8 +9,33 @@ import msgspec
 from gpulockd.client.whoami import boot_id
 from gpulockd.clock import boottime_s
 from gpulockd.daemon.fence import Fence
+from gpulockd.daemon.guarding import Guard
 from gpulockd.ledger.verbs import BroughtLease
 from gpulockd.model import Process
+
+
+class GuardsWord:
+    """What a guard says where the ledger is offered its gpus."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def knows_all(self) -> bool:
+        """Whether nobody can be on a gpu here that the fence does not know."""
+        return not self._guard.unproven and not self._guard.doubtful
+
+    def doubt(self) -> None:
+        """The pool has been without this guard: somebody may have begun unseen, until fence and ledger are compared."""
+        self._guard.doubtful = True
+
+    @property
+    def highest_token(self) -> int:
+        """The highest token that was let in."""
+        return self._guard.fence.token
+
+    def assertions(self) -> list[tuple[str, Process, BroughtLease]]:
+        """The leases that are in, as a ledger that lost them must be told."""
+        return assertions(self._guard.fence)
 
 
 def assertions(fence: Fence) -> list[tuple[str, Process, BroughtLease]]:

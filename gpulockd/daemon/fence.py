@@ -6,7 +6,7 @@ holder (`leave`), by the ledger (released by its holder), or by the death of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -161,9 +161,13 @@ class Fence:
         """The leases on one gpu."""
         return [lease for lease in self.leases.values() if gpu in lease.gpus]
 
-    def sessions_inside(self) -> set[str]:
-        """The sessions that are in a lease which stands, for the guard to vouch for."""
-        return {party.session for lease in self.leases.values() if not lease.lost for party in lease.inside}
+    def sessions_inside(self, heard: Callable[[str], bool]) -> set[str]:
+        """The sessions of living processes in leases that stand, for the guard to vouch for.
+
+        :param heard: whether anybody is connected for a session; where the kernel shows no process, that is its life
+        """
+        inside = [party for lease in self.leases.values() if not lease.lost for party in lease.inside]
+        return {party.session for party in inside if party.pid or heard(party.session)}
 
     def of_process(self, pid: int, started: int) -> list[tuple[Lease, Party]]:
         """What one process is in."""

@@ -6,13 +6,13 @@ the ledger (ending sessions of the dead, settling gpus) is taken up by the servi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
 
 from gpulockd.clock import boottime_s
 from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of
-from gpulockd.daemon.assertions import assertions
 from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
 from gpulockd.daemon.joining import Joining, refused, told
@@ -21,8 +21,9 @@ from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process, identify
 from gpulockd.hardware.processes.watch import Watch
-from gpulockd.ledger.verbs import BroughtLease
-from gpulockd.model import Process as LedgerProcess
+
+FARTHEST_TOKEN = 10**9
+"""How far a token may be above all that were seen, and above the clock in ms, by which pools begin to count."""
 
 NOT_YOURS = "this session belongs to another process"
 
@@ -61,22 +62,9 @@ class Guard:
         """The leases that wait to be let in."""
         return [lease for lease, _ in self._waiting.values()]
 
-    def knows_all(self) -> bool:
-        """Whether nobody can be on a gpu here that the fence does not know."""
-        return not self.unproven and not self.doubtful
-
-    def doubt(self) -> None:
-        """The pool has been without this guard: somebody may have begun unseen, until fence and ledger are compared."""
-        self.doubtful = True
-
-    @property
-    def highest_token(self) -> int:
-        """The highest token that was let in."""
-        return self.fence.token
-
-    def assertions(self) -> list[tuple[str, LedgerProcess, BroughtLease]]:
-        """The leases that are in, as a ledger that lost them must be told."""
-        return assertions(self.fence)
+    def hears(self, session: str) -> bool:
+        """Whether anybody is connected for a session."""
+        return self._callers.hear(session)
 
     def changed(self) -> None:
         """Wake the service that compares fence and ledger, and keep the pidfds of who is inside."""
@@ -104,6 +92,8 @@ class Guard:
             return refused(words, NOT_YOURS)
         if words.of:
             return self.joining.ask(caller, said.session, words)
+        if words.token > max(self.fence.token, round(time.time() * 1000)) + FARTHEST_TOKEN:
+            return refused(words, "no pool has given such a token")
         lease = lease_of(words, caller.party(words.id, said.session))
         verdict = self.fence.ask(lease)
         if isinstance(verdict, Waits):
@@ -187,16 +177,16 @@ class Guard:
             self._callers.tell(party.session, {"lost": party.ticket, "reason": "unknown"})
         _log.warning("guard.thrown_out", lease=lease.id, pid=lease.holder.pid, message="a lease that was never granted")
         self.fence.forget(lease)
-        self.over(lease.id)
+        self.over(lease.id, never=True)
 
-    def over(self, id: str) -> None:
-        """A lease is over: let in whom it kept out."""
+    def over(self, id: str, *, never: bool = False) -> None:
+        """A lease is over, or was `never` granted: let in whom it kept out."""
         lease = self.fence.remove(id)
         if lease is None:
             return
         self.unproven.discard(id)
         self.fresh.discard(id)
-        self._journal.over(lease)
+        self._journal.over(lease, never=never)
         self.runs.drop(id)
         self.let_in()
         self.changed()

@@ -28,11 +28,13 @@ class RecordUnwritable(GpuLockError):
 
 
 class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One change. `is_` the lease as it is now on its gpus; `over` its end; `marks` the highest tokens of each gpu."""
+    """One change. `is_` the lease as it is now on its gpus; `over` its end (`never`: nobody was granted
+    it); `marks` the highest tokens of each gpu."""
 
     boot_id: str = ""
     is_: Lease | None = msgspec.field(name="is", default=None)
     over: str = ""
+    never: bool = False
     marks: dict[str, tuple[int, int]] = {}
 
 
@@ -98,10 +100,10 @@ class Journal:
         """
         self._write(Line(is_=lease))
 
-    def over(self, lease: Lease) -> None:
-        """Record that a lease is over; a disk that is full loses only time."""
+    def over(self, lease: Lease, *, never: bool = False) -> None:
+        """Record that a lease is over, or was never granted; a disk that is full loses only time."""
         try:
-            self._write(Line(over=lease.id))
+            self._write(Line(over=lease.id, never=never))
         except RecordUnwritable as full:
             _log.error("guard.record_unwritable", message=full.message)
 
@@ -168,5 +170,7 @@ def _take(fence: Fence, line: Line) -> None:
         fence.marks[gpu] = (max(old[0], exclusive), max(old[1], any_))
     if line.is_ is not None:
         fence.enter(line.is_)
+    if line.never and line.over in fence.leases:
+        fence.forget(fence.leases[line.over])
     if line.over:
         fence.remove(line.over)

@@ -19,6 +19,7 @@ import structlog
 
 from gpulockd import __version__
 from gpulockd.daemon import fdstore, folders, guard, logs, notify, process, watchdog
+from gpulockd.daemon.assertions import GuardsWord
 from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.embedded import EmbeddedStore
 from gpulockd.daemon.guarding import Guard
@@ -138,7 +139,8 @@ async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | No
     cards = await open_cards(plan.settings.gpus.simulate, plan.pool, os.path.join(plan.folders.state, "simulated"))
     offerer = hashlib.sha256(token.encode()).hexdigest()[:16]
     folder = plan.folders.runtime
-    offered = Offering(session, plan.settings, cards, guard=guarding, offerer=offerer, folder=folder)
+    word = GuardsWord(guarding) if guarding is not None else None
+    offered = Offering(session, plan.settings, cards, guard=word, offerer=offerer, folder=folder)
     try:
         if store is not None:
             offered.vouch(store.run_id if complete else None, fresh=store.fresh)

@@ -183,7 +183,7 @@ class Settling:
         if due_s > 0:
             return due_s
         self._vouched_at = anyio.current_time()
-        for session in self.guard.fence.sessions_inside():
+        for session in self.guard.fence.sessions_inside(self.guard.hears):
             await self._ask(verbs.keepalive(self._keys, session=session, echo=0, leases=[]))
         return every_s
 

@@ -64,7 +64,7 @@ class Holders:
         command = [*prefix, sys.executable, "-m", "tests.system.holder", str(self.folder), name, mode, wish]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=clean_env(**self.env, **env), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, env=clean_env(**(self.env | env)), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         holder = Holder(self.folder, name, process)
         self.all.append(holder)

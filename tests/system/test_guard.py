@@ -313,6 +313,54 @@ async def test_a_holder_in_its_own_pid_namespace_is_known_and_its_death_is_heard
             await second.is_in(SOON_S)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root for namespaces of its own")
+async def test_two_containers_without_the_socket_use_one_pool(tmp_path: Path) -> None:
+    """By its host name alone each container would get a pool of its own, and GPU 0 twice.
+
+    A guard would make them wait for the socket, so this is a host whose daemon does not guard (`gpus.guard: false`).
+    """
+    async with running_daemon(config=CONFIG | {"gpus": {"guard": False}}) as daemon:
+        hidden = tmp_path / "hidden"
+        hidden.mkdir()
+        with holders(tmp_path / "h", daemon) as start:
+            start.env = {"GPULOCKD_REDIS_URL": daemon.store_url, "GPULOCKD_SOCKET": str(hidden)}
+            inside = ("unshare", "--pid", "--uts", "--fork", "--mount-proc", "sh", "-c", 'hostname "$0"; exec "$@"')
+            first = start.start("first", prefix=(*inside, "box-1"))
+            await first.is_in()
+            second = start.start("second", prefix=(*inside, "box-2"))
+            await queued(daemon, 1)
+            assert second.said("in") is None
+            first.leave()
+            await second.is_in()
+            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            assert lease["host"] == "box-2"
+
+
+async def test_what_a_program_without_the_socket_left_in_the_ledger_ends_with_its_session(tmp_path: Path) -> None:
+    """A guard that found a lease in the ledger must not keep it alive for a process that it cannot see."""
+    async with daemon_folder() as base:
+        async with running_daemon(config=CONFIG, base=base) as daemon:
+            hidden = tmp_path / "hidden"
+            hidden.mkdir()
+            lonely = {"GPULOCKD_SOCKET": str(hidden), "GPULOCKD_REDIS_URL": daemon.store_url}
+            (daemon.runtime / "guard.sock").rename(daemon.runtime / "elsewhere.sock")
+            with holders(tmp_path / "h", daemon) as start:
+                # In a pid namespace of its own, so that what it says of itself means nobody here.
+                inside = ("unshare", "--pid", "--fork", "--mount-proc") if os.getuid() == 0 else ()
+                one = start.start("one", prefix=inside, **lonely)
+
+                async def granted() -> bool:
+                    return bool((await daemon.get("/api/v1/leases")).json["leases"])
+
+                await eventually(granted, 20)
+                await daemon.kill()
+                for process in psutil.Process(one.process.pid).children():
+                    process.kill()
+                one.send(signal.SIGKILL)
+                async with running_daemon(config=CONFIG, base=base):
+                    await start.start("two").is_in(40)
+
+
 class Liar:
     """Somebody who speaks to the guard by hand."""
 
@@ -351,6 +399,8 @@ async def test_lies_on_the_socket_change_nothing(tmp_path: Path) -> None:
             # A lease that nobody was granted, with a token that would shut out everybody.
             words = {"id": "f" * 32, "token": (1 << 52), "gpus": ["gpu_lock:0", "gpu_lock:1"], "exclusive": True}
             liar.say(verb="admit", session="liar", lease=words)
+            assert "refused" in liar.hear()
+            liar.say(verb="admit", session="liar", lease=words | {"token": token + 1_000_000})
             assert "waits" in liar.hear()
             await anyio.sleep(1)
             assert second.said("in") is None
@@ -364,11 +414,12 @@ async def test_a_made_up_lease_on_a_free_gpu_is_thrown_out(tmp_path: Path) -> No
     """The fence compares itself with the ledger: what the ledger never granted does not stay."""
     async with running_daemon(config=CONFIG) as daemon:
         liar = Liar(daemon)
-        words = {"id": "f" * 32, "token": (1 << 52), "gpus": ["gpu_lock:0"], "exclusive": True}
+        token = round(time.time() * 1000) + 10**8
+        words = {"id": "f" * 32, "token": token, "gpus": ["gpu_lock:0"], "exclusive": True}
         liar.say(verb="admit", session="liar", lease=words)
         assert "admitted" in liar.hear()
         with holders(tmp_path / "h", daemon) as start:
-            await start.start("one").is_in(20)
+            assert await start.start("one").is_in(20) < token
         liar.close()
 
 

@@ -49,6 +49,19 @@ def test_after_a_reboot_only_the_tokens_stand(tmp_path: Path) -> None:
     assert fence.token == 3
 
 
+def test_what_was_never_granted_leaves_no_token_behind(tmp_path: Path) -> None:
+    """A token that somebody made up would shut out everybody after the next start."""
+    path = written(tmp_path)
+    journal = Journal(str(path), "boot")
+    fence, _ = journal.load()
+    made_up = lease("made-up", 10**12)
+    journal.entered(made_up)
+    fence.enter(made_up)
+    journal.over(made_up, never=True)
+    journal.close()
+    assert Journal(str(path), "boot").load()[0].token == 3
+
+
 def test_a_record_cut_at_any_byte_loses_at_most_its_last_line(tmp_path: Path) -> None:
     """A line that is not whole was never answered; every other one holds somebody on a card."""
     whole = written(tmp_path).read_bytes()
