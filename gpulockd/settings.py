@@ -174,6 +174,8 @@ def settings_from(data: dict[str, Any]) -> Settings:
     except msgspec.ValidationError as wrong:
         raise ConfigError(f"config: {wrong}") from None
     check_session(settings.session)
+    if settings.gpus.require_guard and not settings.gpus.guard:
+        raise ConfigError("gpus.require_guard needs gpus.guard: with guard false nobody could ever begin")
     levels = settings.gpu_lock_monitor.timeout_levels
     if not levels.warning <= levels.soft_timeout <= levels.hard_timeout:
         raise ConfigError("gpu_lock_monitor.timeout_levels: it must hold that warning <= soft_timeout <= hard_timeout")

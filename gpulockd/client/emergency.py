@@ -48,7 +48,7 @@ def is_left(session: Session, keeper: Keeper, entry: Entry) -> bool:
     The session's end in the ledger ends it; if the session goes on after all, an echo names the lease, and it is given
     back as one that nobody here knows. A place in the queue is named by no echo, so its end is asked for on and on.
     """
-    if not entry.token or not keeper._gives_back or boottime_s() <= session.believed_until():
+    if not entry.token or not keeper.gives_back or boottime_s() <= session.believed_until():
         return False
     log.error(
         "gpulockd: %s is left to the guard and the ledger, which end it with session %s: Redis did not answer in time",

@@ -32,6 +32,7 @@ class Entering:
         self._line = line
         self._deadline: float | None = None
         self._away_since: float | None = None
+        self._away = ""
         self._said = False
 
     async def let_in(
@@ -57,14 +58,16 @@ class Entering:
         except GuardAway as away:
             await self._pause(away, deadline)
             return False
+        except TimeoutError:
+            raise TimeoutError(self._away) from None
         entry.guard = guard
-        self._away_since = None
+        self._away_since, self._away = None, ""
         return True
 
     async def _pause(self, away: GuardAway, deadline: float) -> None:
         """A guard that does not answer is waited for: nobody goes round it."""
-        loop = self._line.loop
-        now = loop.time()
+        now = self._line.loop.time()
+        self._away = away.message
         if self._away_since is None:
             self._away_since = now
         if not self._said and now - self._away_since >= SAY_AFTER_S:

@@ -29,7 +29,7 @@ class Keeper:
 
     def __init__(self, session: Session, *, gives_back: bool = True) -> None:
         """:param gives_back: whether this process is the session's own, so that what it does not know is nobody's"""
-        self._gives_back = gives_back
+        self.gives_back = gives_back
         self.session = session
         self.sent = 0
         self._wake = threading.Event()
@@ -157,7 +157,7 @@ class Keeper:
         if session.must_assert(answer) or unsaid:
             self._open_again()
         unknown = session.take_echo(list(answer.has))
-        for id in unknown if self._gives_back and not self._stopping else ():
+        for id in unknown if self.gives_back and not self._stopping else ():
             self._give_back(id)
         self._end_orphans()
         if self._short:

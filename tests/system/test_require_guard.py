@@ -70,6 +70,19 @@ async def test_without_the_setting_nobody_waits_for_a_guard(tmp_path: Path) -> N
             await first.is_out()
 
 
+async def test_the_wait_limit_ends_the_wait_for_a_guard_that_was_killed(tmp_path: Path) -> None:
+    """The ledger still counts on it: who gives up must not go round it, and must not wait for ever."""
+    patient = CONFIG | {"session": CONFIG["session"] | {"ttl": 60}}
+    async with daemon_folder() as base:
+        async with running_daemon(config=patient, base=base) as daemon:
+            await daemon.kill()
+        with holders(tmp_path / "h", daemon) as start:
+            limited = start.start("limited", wish="{'max_wait_time': 1}")
+            await limited.is_out()
+            assert limited.said("in") is None
+            assert "its guard cannot be reached" in (limited.said("lost") or "")
+
+
 def _nothing_is_left(base: Path) -> None:
     """A wait that was given up holds nothing: the next one is granted without a wait, and only the guard is missed."""
     program = (

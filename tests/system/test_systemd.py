@@ -17,8 +17,9 @@ pytestmark = [
     pytest.mark.skipif(machine.lacking() is not None, reason=machine.lacking() or ""),
 ]
 
-NEXT_GRANT_WITHIN_S = 2.0
-"""After the daemon is back, for what a holder that died meanwhile has left; a session alone would take 20 s."""
+NEXT_GRANT_WITHIN_S = 10.0
+"""After the daemon is back, for what a holder that died meanwhile has left: two seconds on a quiet machine (it is
+printed); a session alone would take 20 s."""
 
 CONFIG = "gpus: {simulate: 2}\n"
 
@@ -181,6 +182,7 @@ def test_a_holder_that_dies_while_the_daemon_is_away_is_followed_and_a_stranger_
     back_s = int(box.show("gpulockd", "ActiveEnterTimestampMonotonic")) / 1e6
     assert waiter.stdout is not None
     _, granted_s = waiter.stdout.readline().split()
+    print(f"granted {float(granted_s) - back_s:.2f} s after the daemon was back")
     assert float(granted_s) - back_s <= NEXT_GRANT_WITHIN_S
     assert _tasks(box) == ["next", "stays"]
     assert stranger.poll() is None
