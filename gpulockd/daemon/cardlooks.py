@@ -128,7 +128,7 @@ class CardLooks:
         uuid, pids = self.uuid_of(gpu), {process.pid for process in run}
         if uuid is None:
             return ""
-        for pause_s in (0.0, AGAIN_S):
+        for pause_s in (0.0, AGAIN_S) if pids else (0.0,):  # of an empty run nothing can come late
             await anyio.sleep(pause_s)
             try:
                 left = [f"pid {process.pid}" for process in await self.occupants(uuid) if process.pid in pids]

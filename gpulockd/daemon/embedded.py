@@ -257,10 +257,10 @@ class EmbeddedStore:
         while True:
             await anyio.sleep(self._check_s)
             try:
-                info = await self._socket.info()
+                info = await self._socket.persistence()
             except RedisError:
                 continue  # it is starting again, and that start reads the mark
-            failing = info.get("aof_last_write_status") != "ok" or info.get("aof_enabled") != 1
+            failing = info.get("aof_last_write_status") != "ok" or info.get("aof_enabled") != "1"
             if failing != dirty:
                 marks.set_dirty(self._folders.runtime, self._folders.store_folder, failing)
                 dirty = failing

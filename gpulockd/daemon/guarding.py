@@ -6,6 +6,7 @@ the ledger (ending sessions of the dead, settling gpus) is taken up by the servi
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 
@@ -245,8 +246,8 @@ class Guard:
             return {"waits": lease.id, "token": lease.token, "for": [], "why": full.message}
         self.fence.enter(lease)
         self.fresh.add(lease.id)
-        self._follow(lease, lease.holder)
-        self.changed()
+        # The answer goes first: everybody waits for it, and the process is watched already.
+        asyncio.get_running_loop().call_soon(self._entered, lease)
         return {"admitted": lease.id, "token": lease.token}
 
     def _leave(self, ticket: str, state: str = "left") -> None:
@@ -266,6 +267,12 @@ class Guard:
             for party in lease.inside:
                 if party.session == session:
                     self._leave(party.ticket, "dead")
+        self.changed()
+
+    def _entered(self, lease: Lease) -> None:
+        """What follows from an entry."""
+        if self.fence.leases.get(lease.id) is lease:
+            self._follow(lease, lease.holder)
         self.changed()
 
     def _joined(self, lease: Lease | None, party: Party | None) -> None:

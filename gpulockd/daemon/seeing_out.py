@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import structlog
 
+from gpulockd.clock import boottime_s
 from gpulockd.daemon.fence import Lease
 from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.ending import Ended, end_run
@@ -19,6 +20,15 @@ from gpulockd.settings import Settings
 
 RECHECK_S = 0.25
 """How soon something that was not over is looked at again (in seconds)."""
+
+FOLLOW_S = 2.0
+"""How often held runs are looked through for new children (in seconds)."""
+
+YOUNG_S, YOUNG_FOR_S = 0.5, 10.0
+"""The same while a lease is younger than this."""
+
+SCAN_SHARE = 200
+"""A pause between looks is at least so many times as long as the look."""
 
 LEAVE_SHARE = 0.5
 """How much of the grace a holder that was told of its loss has to leave, before its run is asked by SIGTERM."""
@@ -57,6 +67,7 @@ class SeeingOut:
         self._report = report
         self._card_pids = card_pids
         self._news = anyio.Event()
+        self._occupied = anyio.Event()
         self._pressed: set[str] = set()
 
     def press(self, lease: Lease) -> None:
@@ -65,9 +76,24 @@ class SeeingOut:
         self.wake()
 
     def wake(self) -> None:
-        """Somebody has left or died."""
+        """Somebody has come, left or died."""
+        if self.guard.fence.leases:
+            self._occupied.set()
         self._news.set()
         self._news = anyio.Event()
+
+    async def follow(self) -> None:
+        """Look for new children of all who are in, so that they are known when their parent dies, until cancelled."""
+        while True:
+            if not self.guard.fence.leases:
+                self._occupied = anyio.Event()
+                await self._occupied.wait()
+            began_s = anyio.current_time()
+            await self.scan()
+            # Most children are born soon after a lease has begun.
+            youngest_ms = max((lease.began_ms for lease in self.guard.fence.leases.values()), default=0)
+            pause_s = YOUNG_S if boottime_s() - youngest_ms / 1000 < YOUNG_FOR_S else FOLLOW_S
+            await anyio.sleep(max(pause_s, SCAN_SHARE * (anyio.current_time() - began_s)))
 
     async def scan(self) -> None:
         """Look for new members of the runs, and record them.

@@ -33,12 +33,6 @@ from gpulockd.settings import Settings
 SOON_S = 0.02
 """How long changes gather before the ledger is compared with the fence, where nobody waits for it (in seconds)."""
 
-FOLLOW_S = 2.0
-"""How often held runs are looked through for new children (in seconds)."""
-
-SCAN_SHARE = 200
-"""A pause between looks is at least so many times as long as the look."""
-
 UNHEARD_S = 1.0
 """How long after its `leave` a lease may stand in the ledger before it is released there (in seconds)."""
 
@@ -120,7 +114,7 @@ class Settling:
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self._follow_runs)
+            tasks.start_soon(self.out.follow)
             task_status.started()
             while True:
                 self._news = anyio.Event()
@@ -133,16 +127,19 @@ class Settling:
                     pulse.beat()
                 with anyio.move_on_after(min(pause_s, LONGEST_PAUSE_S)):
                     await self._news.wait()
+                await self._gather()
 
-    async def _follow_runs(self) -> None:
-        """Look for new children of all who are in, so that they are known when their parent dies."""
-        while True:
-            while not self.guard.fence.leases:
+    async def _gather(self) -> None:
+        """Let changes gather for a moment, unless somebody waits for what follows from them."""
+        with anyio.move_on_after(SOON_S):
+            while not self._is_urgent():
+                self._news = anyio.Event()
                 await self._news.wait()
-                await anyio.lowlevel.checkpoint()  # the comparison makes the next event
-            began_s = anyio.current_time()
-            await self.out.scan()
-            await anyio.sleep(max(FOLLOW_S, SCAN_SHARE * (anyio.current_time() - began_s)))
+
+    def _is_urgent(self) -> bool:
+        guard = self.guard
+        acting = bool(guard.waiting or guard.dead_sessions or guard.joining.doubts or self._leaving)
+        return self._must_look or acting or any(not lease.inside for lease in guard.fence.leases.values())
 
     async def _judge_kin(self) -> None:
         """A process that wants to join must have been started with the lease in its environment."""

@@ -15,6 +15,8 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gpulockd.clock import boottime_s
+from gpulockd.ledger.wire.commands import WireCommands
+from gpulockd.ledger.wire.trouble import Refused
 
 ANSWER_DEADLINE_S = 2.0
 READY_DEADLINE_S = 10.0
@@ -29,6 +31,7 @@ class StoreSocket:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._commands: WireCommands | None = None
 
     async def state(self) -> Answer:
         """Return what the socket answers to PING: nobody there, no answer, loading its file, or ready."""
@@ -61,6 +64,15 @@ class StoreSocket:
         """Return all that INFO says."""
         answer: dict[str, Any] = await self.ask("INFO", "everything")
         return answer
+
+    async def persistence(self) -> dict[str, Any]:
+        """Return what INFO says of the store's file, as text, on a connection that is kept."""
+        if self._commands is None:
+            self._commands = WireCommands(f"unix://{self.path}", deadline_s=ANSWER_DEADLINE_S, name="gpulockd-store")
+        try:
+            return await self._commands.info("persistence")
+        except (OSError, Refused) as trouble:
+            raise RedisConnectionError(str(trouble)) from trouble
 
     async def folder(self) -> str:
         """Return the folder that the store writes its file in, without symbolic links."""

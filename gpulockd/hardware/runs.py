@@ -15,6 +15,9 @@ from collections.abc import Collection, Mapping
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.processes.table import Table
 
+Children = dict[int, list[Process]]
+"""The living children of each pid."""
+
 
 def run_of(
     holders: Collection[Process],
@@ -26,6 +29,7 @@ def run_of(
     tags: Mapping[Process, str] | None = None,
     cgroup_pids: Collection[int] = (),
     spared: Collection[Process] = (),
+    children: Children | None = None,
 ) -> frozenset[Process]:
     """Return the living members of a run.
 
@@ -36,8 +40,10 @@ def run_of(
     :param tags: the `GPULOCKD_LEASE` of each of those
     :param cgroup_pids: what is in the cgroup that `gpulockd run` made for this very run
     :param spared: processes that, with their descendants, are of no run: the daemon and its store
+    :param children: `children_of` the table, for who asks for many runs
     """
-    outside = _with_descendants(_living(spared, table), table, frozenset())
+    children = children_of(table) if children is None else children
+    outside = _with_descendants(_living(spared, table), children, frozenset())
     tags = tags or {}
     found = set(_living([*holders, *known], table))
     found |= {stat.process for pid in cgroup_pids if (stat := table.get(pid)) is not None and not stat.is_dead}
@@ -45,7 +51,16 @@ def run_of(
         stat = table.get(pid)
         if stat is not None and not stat.is_dead and tags.get(stat.process) in lease_ids:
             found.add(stat.process)
-    return _with_descendants(found - outside, table, outside)
+    return _with_descendants(found - outside, children, outside)
+
+
+def children_of(table: Table) -> Children:
+    """Return the living children of each pid."""
+    children: Children = {}
+    for stat in table.values():
+        if not stat.is_dead:
+            children.setdefault(stat.parent, []).append(stat.process)
+    return children
 
 
 def strangers_on(card_pids: Collection[int], run: Collection[Process], table: Table) -> frozenset[Process]:
@@ -62,11 +77,9 @@ def _living(processes: Collection[Process], table: Table) -> set[Process]:
     }
 
 
-def _with_descendants(roots: Collection[Process], table: Table, outside: Collection[Process]) -> frozenset[Process]:
-    children: dict[int, list[Process]] = {}
-    for stat in table.values():
-        if not stat.is_dead:
-            children.setdefault(stat.parent, []).append(stat.process)
+def _with_descendants(
+    roots: Collection[Process], children: Children, outside: Collection[Process]
+) -> frozenset[Process]:
     found, queue = set(roots), list(roots)
     while queue:
         parent = queue.pop()

@@ -92,7 +92,7 @@ async def test_a_child_that_goes_on_alone_is_ended_before_the_next_begins(tmp_pa
             await until(lambda: first.said("child"))
             second = start.start("second")
             await queued(daemon, 1)
-            await anyio.sleep(1.2)  # the guard looks for children each second
+            await anyio.sleep(3)  # the guard looks for children of a young lease each half second
             first.send(signal.SIGKILL)
             await second.is_in(20)
             child = identify(int(first.said("child") or 0))

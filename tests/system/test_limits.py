@@ -24,7 +24,7 @@ from tests.system.commands import Started, clean_env, leases, lives, one_daemon,
 
 Start = Callable[..., Started]
 
-LEVELS = {"warning": 0.5, "soft_timeout": 1.0, "hard_timeout": 3.0}
+LEVELS = {"warning": 1.0, "soft_timeout": 2.5, "hard_timeout": 6.0}
 CONFIG: dict[str, Any] = {
     **QUICK,
     "gpu_lock_monitor": {"timeout_levels": LEVELS, "monitor_interval": 60.0},
@@ -144,7 +144,7 @@ def test_the_first_line_names_the_limits(start: Start) -> None:
     """Who is stopped in an hour must know it now."""
     usual = start("run", "--", "true")
     assert usual.wait() == 0
-    assert "limits warning 0.5 s, soft 1.0 s, hard 3.0 s" in usual.said.splitlines()[0]
+    assert "limits warning 1.0 s, soft 2.5 s, hard 6.0 s" in usual.said.splitlines()[0]
     longer = start("run", "--timeout", "1h", "--", "true")
     assert longer.wait() == 0
     assert "limits warning 10:00, soft 20:00, hard 1:00:00" in longer.said
@@ -155,7 +155,7 @@ def test_the_first_line_names_the_limits(start: Start) -> None:
 
 def test_without_limits_a_run_is_left_alone(daemon: Daemon, start: Start) -> None:
     """`--timeout none` means the levels too."""
-    run = start("run", "--task", "endless", "--timeout", "none", "--", "sleep", "4")
+    run = start("run", "--task", "endless", "--timeout", "none", "--", "sleep", "7")
     assert run.wait(60) == 0
     assert told(daemon, "endless") == []
 

@@ -16,7 +16,7 @@ import anyio
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.processes.table import Memories, Table, take_table
 from gpulockd.hardware.processes.watch import Watch
-from gpulockd.hardware.runs import run_of
+from gpulockd.hardware.runs import children_of, run_of
 
 SCAN_S = 1.0
 """How often held runs are looked through for new children, in seconds."""
@@ -145,6 +145,7 @@ class Runs:
         shown = {lease: tuple(card_pids(lease)) for lease in list(self._runs)}
         asked = {table[pid].process for pids in shown.values() for pid in pids if pid in table}
         tags = await self._memories.leases(asked)
+        children = children_of(table)
         for lease, run in list(self._runs.items()):
             found = run_of(
                 run.holders,
@@ -154,6 +155,7 @@ class Runs:
                 card_pids=shown.get(lease, ()),
                 tags=tags,
                 spared=run.spared,
+                children=children,
             )
             # The watch alone says who has died: the table may be older than a member that was found meanwhile.
             for process in found - run.members:
