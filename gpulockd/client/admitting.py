@@ -41,6 +41,7 @@ class GuardLink(asyncio.Protocol):
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
         self._connecting: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -111,8 +112,9 @@ class GuardLink(asyncio.Protocol):
 
     def look(self) -> None:
         """Connect if the pool is guarded and something is held here; call it in the loop."""
-        if self.session.guarded and self._transport is None and not self._closed and self._has_something():
-            self._connect()
+        trying = self._retry is not None or (self._connecting is not None and not self._connecting.done())
+        if self.session.guarded and self._transport is None and not trying and not self._closed:
+            self._open_again(RETRY_S)
 
     def _has_something(self) -> bool:
         return any(entry.loop is self.loop for entry in self.session.table.all())
@@ -180,16 +182,17 @@ class GuardLink(asyncio.Protocol):
         self._drop()
         if not self._closed and self._has_something():
             log.info("gpulockd: the guard's socket has closed; trying again")
-            self.loop.call_later(RETRY_S, self._open_again, RETRY_S)
+            self._try_later(RETRY_S)
 
     def _open_again(self, pause_s: float) -> None:
+        self._retry = None
         if self._transport is not None or self._closed or not self._has_something():
             return
-        task = self._connect()
-        longer_s = min(2 * pause_s, MOST_RETRY_S)
-        task.add_done_callback(
-            lambda _: self._transport is None and self.loop.call_later(longer_s, self._open_again, longer_s)
-        )
+        self._connect().add_done_callback(lambda _: self._try_later(min(2 * pause_s, MOST_RETRY_S)))
+
+    def _try_later(self, pause_s: float) -> None:
+        if self._transport is None and self._retry is None and not self._closed:
+            self._retry = self.loop.call_later(pause_s, self._open_again, pause_s)
 
     def _drop(self) -> None:
         transport, self._transport, self._socket = self._transport, None, None
@@ -206,6 +209,8 @@ class GuardLink(asyncio.Protocol):
     def close(self) -> None:
         """The loop closes."""
         self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         self._drop()
@@ -233,8 +238,16 @@ class GuardLink(asyncio.Protocol):
             self._settle(said, NotAdmitted(f"the guard does not let this lease in: {said.get('why')}"))
         elif "lost" in said:
             entry = self.session.table.get(str(said["lost"]))
-            if entry is not None:
+            if entry is not None and entry.state == "asking":
+                self.leave(entry)  # let in for a claim that has lapsed: no body has begun
+                entry.kick()
+            elif entry is not None:
                 entry.lose(str(said.get("reason", "ended")))
+        elif "error" in said:
+            asked, self._asked = self._asked, {}
+            for _, future in asked.values():
+                if not future.done():
+                    _fail(future, GuardAway(f"the guard does not understand this program: {said['error']}"))
 
     def _take_hello(self, said: dict[str, Any]) -> None:
         assert self._greeted is not None

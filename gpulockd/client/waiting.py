@@ -129,6 +129,8 @@ class Waiting:
         answer, asked_at = await self.line.confirm(self.entry, token)
         if isinstance(answer, a.Granted):
             return await self._enter(token, answer, asked_at)
+        if not isinstance(answer, a.Frozen):
+            self.line.guard.leave(self.entry)  # it may have been let in for a claim that has lapsed
         if isinstance(answer, a.Frozen):
             await self._sleep(min(answer.remaining_ms / 1000, self.line.session.keepalive_s))
             return False

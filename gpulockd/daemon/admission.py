@@ -6,17 +6,21 @@ and `leave` (its body is over). The guard answers the first two, and says `lost`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from gpulockd.daemon.fence import Lease, Party
+from gpulockd.ledger.verbs import BroughtLease
 
 LONGEST_LINE = 64 * 1024
 
 _ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 _GREATEST_TOKEN = 1 << 53
+_LONGEST_TEXT = 16 * 1024
+_WANTS = re.compile(r"(exclusive|shared):[0-9]{1,3}:[0-9]{1,9}:[^\s]{1,4096}")
 
 
 class LeaseWords(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -97,6 +101,20 @@ def read(line: bytes) -> Said:
     return said
 
 
+def sound_assertion(words: LeaseWords) -> dict[str, Any]:
+    """Return what the ledger would be told of this lease; empty if it says nothing that a ledger could take."""
+    try:
+        brought = msgspec.convert(words.assertion, BroughtLease)
+        wants = _WANTS.fullmatch(brought.wants)
+    except msgspec.ValidationError:
+        return {}
+    numbers = (brought.stamp, brought.age_ms, brought.lock_timeout_ms)
+    small = all(0 <= number < _GREATEST_TOKEN for number in numbers) and -100 <= brought.priority <= 100
+    short = max(len(brought.job), len(brought.task), len(brought.task_id)) <= _LONGEST_TEXT
+    same = (brought.id, brought.token, tuple(brought.gpus)) == (words.id, words.token, tuple(words.gpus))
+    return words.assertion if wants is not None and small and short and same else {}
+
+
 def lease_of(words: LeaseWords, party: Party) -> Lease:
     """Return the lease that `words` name, held by `party`."""
     return Lease(
@@ -105,5 +123,5 @@ def lease_of(words: LeaseWords, party: Party) -> Lease:
         gpus=tuple(words.gpus),
         exclusive=words.exclusive,
         parties=[party],
-        assertion=words.assertion,
+        assertion=sound_assertion(words),
     )

@@ -14,6 +14,9 @@ from gpulockd.hardware.processes.watch import Watch
 
 Words = Mapping[str, Any]
 
+MOST_SESSIONS = 64
+"""Sessions that one connection may speak for; a process has one a pool, and a new one when the old has ended."""
+
 
 class Caller:
     """One connection to the guard, or a request that the daemon makes for a process.
@@ -56,6 +59,8 @@ class Callers:
 
     def bind(self, caller: Caller, session: str) -> bool:
         """Take a session for this caller's process; False if it is another's."""
+        if session not in self._owners and len(caller.sessions) >= MOST_SESSIONS:
+            return False
         owner = self._owners.setdefault(session, caller.process or caller)
         if owner != (caller.process or caller) and not (isinstance(owner, Process) and not alive(owner)):
             return False

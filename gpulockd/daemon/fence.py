@@ -43,6 +43,8 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     began_ms: int = 0
     members: list[tuple[int, int]] = []
     lost: str = ""
+    withdrawn: bool = False
+    """Its body cannot have begun by its own rules, so it is only waited for: nobody is signalled."""
 
     @property
     def holder(self) -> Party:
@@ -127,6 +129,8 @@ class Fence:
             others = [other for other in self.on(gpu) if other is not lease]
             exclusive = max([before[0], *(other.token for other in others if other.exclusive)])
             self.marks[gpu] = exclusive, max([before[1], *(other.token for other in others)])
+            if self.marks[gpu] == (0, 0):
+                del self.marks[gpu]
 
     def join(self, id: str, party: Party) -> bool:
         """Let another process of the run into the lease `id`. Returns whether that lease is in."""

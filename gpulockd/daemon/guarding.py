@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 
 from gpulockd.clock import boottime_s
-from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of
+from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of, sound_assertion
 from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
 from gpulockd.daemon.joining import Joining, refused, told
@@ -26,7 +26,8 @@ from gpulockd.hardware.processes.watch import Watch
 FARTHEST_TOKEN = 10**9
 """How far a token may be above all that were seen, and above the clock in ms, by which pools begin to count."""
 
-NOT_YOURS = "this session belongs to another process"
+MOST_WAITING = 4096
+NOT_YOURS = "this session or lease belongs to another process"
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class Guard:
         self._journal = journal
         self._waiting: dict[str, tuple[Lease, Caller]] = {}
         self.joining = Joining(fence, runs, self._joined)
-        self._callers = Callers(watch)
+        self.callers = Callers(watch)
 
     def __repr__(self) -> str:
         return f"<Guard {len(self.fence.leases)} in, {len(self._waiting)} waiting>"
@@ -62,10 +63,6 @@ class Guard:
     def waiting(self) -> list[Lease]:
         """The leases that wait to be let in."""
         return [lease for lease, _ in self._waiting.values()]
-
-    def hears(self, session: str) -> bool:
-        """Whether anybody is connected for a session."""
-        return self._callers.hear(session)
 
     def changed(self) -> None:
         """Wake the service that compares fence and ledger, and keep the pidfds of who is inside."""
@@ -78,7 +75,7 @@ class Guard:
         """Take a session's word for what it has; answer what of it is in."""
         if not said.session:
             return {}
-        if not self._callers.bind(caller, said.session):
+        if not self.callers.bind(caller, said.session):
             return {"error": NOT_YOURS, "hint": "a process opens a session of its own"}
         listed = [*said.known, *(words.id for words in said.held)]
         for party in unlisted(self.fence, said.session, listed, said.as_of):
@@ -89,12 +86,14 @@ class Guard:
     def admit(self, caller: Caller, said: Admit) -> Words | None:
         """Let a lease in, or answer later (None) when those before it are over."""
         words = said.lease
-        if not self._callers.bind(caller, said.session):
+        if not self.callers.bind(caller, said.session):
             return refused(words, NOT_YOURS)
         if words.of:
             return self.joining.ask(caller, said.session, words)
         if words.token > max(self.fence.token, round(time.time() * 1000)) + FARTHEST_TOKEN:
             return refused(words, "no pool has given such a token")
+        if self._is_anothers(caller, said.session, words.id) or len(self._waiting) >= MOST_WAITING:
+            return refused(words, NOT_YOURS)
         lease = lease_of(words, caller.party(words.id, said.session))
         verdict = self.fence.ask(lease)
         if isinstance(verdict, Waits):
@@ -109,6 +108,16 @@ class Guard:
         if self._adopt(caller, said.session, words):
             return {"admitted": lease.id, "token": lease.token}
         return refused(words, NOT_YOURS)
+
+    def _is_anothers(self, caller: Caller, session: str, id: str) -> bool:
+        """Whether a lease is known as another process's; what nobody has proven yet belongs to the ledger's session."""
+        _, waiting = self._waiting.get(id, (None, None))
+        if waiting is not None and waiting is not caller and waiting.process != caller.process:
+            return True
+        known = self.fence.leases.get(id)
+        if known is None or (id in self.unproven and known.holder.session == session):
+            return False
+        return known.holder.session != session or not caller.is_party(known.holder)
 
     def leave(self, caller: Caller, said: Leave) -> None:
         """The body of a lease of the caller's is over, or will not begin."""
@@ -129,17 +138,15 @@ class Guard:
         for id, (_, other) in list(self._waiting.items()):
             if other is caller:
                 del self._waiting[id]
-        for session in self._callers.part(caller):
+        for session in self.callers.part(caller):
             self._end_session(session)
 
     def died(self, process: Process) -> None:
         """A process has ended: so have its sessions, and it is in no lease any more."""
-        for session in self._callers.of_process(process):
+        for session in self.callers.of_process(process):
             self._end_session(session)
         for _, party in self.fence.of_process(process.pid, process.started_ticks):
             self._leave(party.ticket, "dead")
-
-    # What the ledger says, brought by `settling`.
 
     def adopt_ledgers(self, lease: Lease) -> None:
         """A lease that stood in the ledger before the guard came: nobody's word but the ledger's, never signalled."""
@@ -150,7 +157,8 @@ class Guard:
                 party.pid = party.started = 0  # a number of another pid namespace, or of nobody any more
         self.unproven.add(lease.id)
         self.fence.enter(lease)
-        self.watch_recorded(lease.parties)
+        for party in lease.parties:
+            self.callers.own(party)
 
     def found(self, lease: Lease, gpus: tuple[str, ...]) -> None:
         """The ledger has this lease, on these gpus."""
@@ -161,34 +169,34 @@ class Guard:
             self.fence.enter(lease)
             self.record(lease)
 
-    def lost(self, lease: Lease, reason: str) -> None:
-        """The ledger has ended a lease without its holder: tell those inside."""
+    def lost(self, lease: Lease, reason: str, *, withdrawn: bool = False) -> None:
+        """The ledger has ended a lease without its holder, or never let it begin (`withdrawn`): tell those inside."""
         if lease.lost:
             return
-        lease.lost = reason
+        lease.lost, lease.withdrawn = reason, withdrawn
         self.record(lease)
         for party in lease.inside:
-            self._callers.tell(party.session, {"lost": party.ticket, "reason": reason})
-            if not party.pid and not self._callers.hear(party.session):
+            self.callers.tell(party.session, {"lost": party.ticket, "reason": reason})
+            if not party.pid and not self.callers.hear(party.session):
                 party.state = "dead"  # no process that the kernel shows, and no connection: nobody to wait for
 
     def throw_out(self, lease: Lease) -> None:
         """Nobody was ever granted this lease: its token counts for nothing, and its process is not touched."""
         for party in lease.inside:
-            self._callers.tell(party.session, {"lost": party.ticket, "reason": "unknown"})
+            self.callers.tell(party.session, {"lost": party.ticket, "reason": "unknown"})
         _log.warning("guard.thrown_out", lease=lease.id, pid=lease.holder.pid, message="a lease that was never granted")
         self.fence.forget(lease)
-        self.over(lease.id, never=True)
+        self.over(lease, never=True)
 
-    def over(self, id: str, *, never: bool = False) -> None:
-        """A lease is over, or was `never` granted: let in whom it kept out."""
-        lease = self.fence.remove(id)
-        if lease is None:
+    def over(self, lease: Lease, *, never: bool = False) -> None:
+        """A lease is over, or was `never` granted: let in whom it kept out. A later grant of its ticket is another."""
+        if self.fence.leases.get(lease.id) is not lease:
             return
-        self.unproven.discard(id)
-        self.fresh.discard(id)
+        self.fence.remove(lease.id)
+        self.unproven.discard(lease.id)
+        self.fresh.discard(lease.id)
         self._journal.over(lease, never=never)
-        self.runs.drop(id)
+        self.runs.drop(lease.id)
         self.let_in()
         self.changed()
 
@@ -204,27 +212,18 @@ class Guard:
             else:
                 caller.say(self._enter(lease, caller))
 
-    def processes_of_sessions(self) -> frozenset[Process]:
-        """The processes that have spoken to the guard: they are programs of ours, whether they hold or not."""
-        return self._callers.processes()
-
     def processes_inside(self) -> set[Process]:
         """The processes that are in a lease, dead ones that nobody has heard of yet too."""
         parties = (party for lease in self.fence.leases.values() for party in lease.inside)
         return {Process(party.pid, party.started) for party in parties if party.pid}
-
-    def watch_recorded(self, processes: Iterable[Party]) -> None:
-        """Watch the processes of a record that was read again; those that have died meanwhile are told at once."""
-        for party in processes:
-            self._callers.own(party)
 
     def _adopt(self, caller: Caller, session: str, words: LeaseWords) -> bool:
         """A lease that its own process names at its hello: it is in, unless the fence knows better."""
         known = self.fence.lease_of(words.id)
         party = caller.party(words.id, session)
         if known is not None and known.token == words.token and not known.lost:
-            if known.id in self.unproven:
-                known.parties, known.assertion = [party], words.assertion
+            if known.id in self.unproven and known.holder.session == session:
+                known.parties, known.assertion = [party], sound_assertion(words)
                 self.unproven.discard(known.id)
                 self._follow(known, party)
                 self.record(known)
@@ -244,6 +243,8 @@ class Guard:
             self._waiting[lease.id] = (lease, caller)
             _log.error("guard.record_unwritable", message=full.message)
             return {"waits": lease.id, "token": lease.token, "for": [], "why": full.message}
+        if lease.id in self.fence.leases:
+            self.runs.drop(lease.id)  # an earlier grant of the same ticket, which never began
         self.fence.enter(lease)
         self.fresh.add(lease.id)
         # The answer goes first: everybody waits for it, and the process is watched already.
@@ -253,15 +254,18 @@ class Guard:
     def _leave(self, ticket: str, state: str = "left") -> None:
         lease = self.fence.lease_of(ticket)
         emptied = self.fence.leave(ticket, state)
-        if emptied is not None and all(party.state == "left" for party in emptied.parties):
+        if lease is not None and state == "left":
+            party = next(party for party in lease.parties if party.ticket == ticket)
+            self.runs.let_go(lease.id, Process(party.pid, party.started))
+        if emptied is not None and not emptied.lost and all(party.state == "left" for party in emptied.parties):
             self.left[emptied.id] = emptied.token, boottime_s()
-            self.over(emptied.id)
+            self.over(emptied)
         elif lease is not None:
             self.record(lease)
             self.changed()
 
     def _end_session(self, session: str) -> None:
-        self._callers.forget(session)
+        self.callers.forget(session)
         self.dead_sessions.add(session)
         for lease in list(self.fence.leases.values()):
             for party in lease.inside:

@@ -21,14 +21,22 @@ from gpulockd.client.line import Line
 from gpulockd.client.whoami import machine
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import neighbours
-from gpulockd.daemon.standing import ElsewhereError, Guarding, OfferingSession, defaults_of, elsewhere, with_memory
+from gpulockd.daemon.standing import (
+    ElsewhereError,
+    Guarding,
+    OfferingSession,
+    assert_all,
+    defaults_of,
+    elsewhere,
+    with_memory,
+)
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.verbs import Brought, Call
+from gpulockd.ledger.verbs import Call
 from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 
@@ -192,7 +200,7 @@ class Offering:
             known = answer.how == "known_by_guard" or guard is None or not guard.knows_all()
             if answer.frozen_ms == 0 or known or guard is None:
                 break
-            await self._assert_all(guard)
+            await assert_all(guard, self.session, self.store)
             answer = await self._offered(gpus, knows_all=True)
         return answer
 
@@ -203,20 +211,6 @@ class Offering:
             return False
         answer = await self.store.ask(verbs.snapshot(self.session.keys, length=1))
         return not isinstance(answer, a.Pictured) or not inside <= {ticket.id for ticket in answer.snapshot.leases}
-
-    async def _assert_all(self, guard: Guarding) -> None:
-        """Tell the ledger, which has lost them, of the leases that are in; their processes may be stopped."""
-        for session, process, lease in guard.assertions():
-            call = verbs.open(
-                self.session.keys,
-                session=session,
-                process=process,
-                terms=self.session.terms,
-                machine=machine(),
-                known_pool=True,
-                brought=Brought(leases=[lease]),
-            )
-            await self.store.ask(call)
 
     async def _offered(self, gpus: list[Gpu], *, knows_all: bool) -> a.Offered:
         session, known_pool = self.session, None

@@ -62,7 +62,8 @@ def open_guard(state: str, pool: str, kept: Kept) -> Iterator[Guard]:
 
 def _watch_again(guard: Guard, fence: Fence) -> None:
     for lease in fence.leases.values():
-        guard.watch_recorded(lease.inside)
+        for party in lease.inside:
+            guard.callers.own(party)
         for party in lease.parties:
             if party.pid:
                 guard.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)

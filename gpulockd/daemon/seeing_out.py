@@ -5,6 +5,7 @@ Only processes of which the kernel has said that they are of this run are ever s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -16,6 +17,7 @@ from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.ending import Ended, end_run
 from gpulockd.hardware.processes.following import CardPids, no_cards
 from gpulockd.hardware.processes.identity import Process
+from gpulockd.hardware.processes.kin import descends
 from gpulockd.settings import Settings
 
 RECHECK_S = 0.25
@@ -119,14 +121,21 @@ class SeeingOut:
         """Return when a lost lease is over."""
         if lease.inside:
             await self._wait_for_leave(lease)
-        if self._stands(lease) and await self._run_left(lease):
+        if self._stands(lease) and not lease.withdrawn and await self._run_left(lease):
             await self._end_run(lease)
+        gone_at = boottime_s() + self._settings.session.ttl
         while self._stands(lease) and (lease.inside or await self._run_left(lease) or await self._on_cards(lease)):
             await self._news_within(RECHECK_S)
+            if (
+                lease.withdrawn
+                and boottime_s() >= gone_at
+                and not any(self.guard.callers.hear(party.session) for party in lease.inside)
+            ):
+                break  # nobody speaks for it, and what its process may have believed of it is over
             if lease.id in self._pressed:
                 self._pressed.discard(lease.id)
                 await self._end_run(lease)
-        self.guard.over(lease.id)
+        self.guard.over(lease)
 
     def _stands(self, lease: Lease) -> bool:
         return self.guard.fence.leases.get(lease.id) is lease
@@ -145,8 +154,20 @@ class SeeingOut:
         """The living processes of a lost lease's run, of whom the kernel has said that they are."""
         if not self._stands(lease):
             return frozenset()
+        if lease.withdrawn:
+            return frozenset()
         await self.scan()
-        return self.guard.runs.members(lease.id)
+        left = {Process(party.pid, party.started) for party in lease.parties if party.state == "left"}
+        members = self.guard.runs.members(lease.id) - left
+        if not left:
+            return members
+        # A holder that has left goes on with its own work: only what was born while it held is of this run.
+        began_ticks = lease.began_ms * os.sysconf("SC_CLK_TCK") // 1000
+        born = {process for process in members if process.started_ticks >= began_ticks}
+        if lease.lost:
+            return frozenset(born)
+        # It gave the lease back in order: what it has started since is its own affair.
+        return frozenset(process for process in born if not any(descends(process, holder) for holder in left))
 
     async def _on_cards(self, lease: Lease) -> str:
         run = self.guard.runs.members(lease.id)

@@ -92,7 +92,7 @@ class Services:
             CardLooks(offered.cards, lambda: offered.gpus),
             self.keys,
             offered.ask,
-            Strangers(boot_id, guarding.runs.members, guarding.processes_of_sessions),
+            Strangers(boot_id, guarding.runs.members, guarding.callers.processes),
             faults=Faults(os.path.join(plan.folders.state, "faults.json"), boot_id),
             policy=lambda: plan.settings.gpus.foreign,
             recovers=lambda: plan.settings.gpu_lock_monitor.auto_recovery,

@@ -75,7 +75,7 @@ class Settling:
         self.out = SeeingOut(guard, settings, self._report, occupants, card_pids)
         self._memories = Memories()
         self._news = anyio.Event()
-        self._leaving: set[str] = set()
+        self._leaving: set[tuple[str, int]] = set()
         self._must_look = True
         self.adopts = settings.gpus.guard
         """Whether leases may stand in the ledger that were never let in: after the pool has got this guard."""
@@ -138,8 +138,8 @@ class Settling:
 
     def _is_urgent(self) -> bool:
         guard = self.guard
-        acting = bool(guard.waiting or guard.dead_sessions or guard.joining.doubts or self._leaving)
-        return self._must_look or acting or any(not lease.inside for lease in guard.fence.leases.values())
+        acting = guard.waiting or guard.dead_sessions or guard.joining.doubts or self._leaving or self._must_look
+        return bool(acting) or any(not lease.inside for lease in guard.fence.leases.values())
 
     async def _judge_kin(self) -> None:
         """A process that wants to join must have been started with the lease in its environment."""
@@ -159,13 +159,24 @@ class Settling:
                 self._see_out(lease)
         unheard = any(boottime_s() - left_at >= UNHEARD_S for _, left_at in self.guard.left.values())
         pending = bool(self.guard.fresh or self.guard.waiting or self._leaving or unheard)
-        if self._must_look or pending:
-            self._must_look = False
-            await self._compare()
+        frozen_s = await self._look() if self._must_look or pending else 0.0
         if self.guard.waiting:
             self.guard.let_in()
         soon_s = UNHEARD_S if self.guard.left else LONGEST_PAUSE_S
+        if frozen_s > 0:
+            soon_s = min(soon_s, frozen_s)
         return min(await self._vouch(), RECHECK_S if self._leaving or self.guard.waiting else soon_s)
+
+    async def _look(self) -> float:
+        """Compare, and remember that it must be done where it could not be. Returns how long the pool is frozen."""
+        must_look, self._must_look = self._must_look, False
+        try:
+            frozen_s = await self._compare()
+        except StoreUnavailable:
+            self._must_look = True
+            raise
+        self._must_look = self._must_look or (must_look and frozen_s > 0)
+        return frozen_s
 
     async def _end_dead_sessions(self) -> None:
         for session in list(self.guard.dead_sessions):
@@ -180,18 +191,19 @@ class Settling:
         if due_s > 0:
             return due_s
         self._vouched_at = anyio.current_time()
-        for session in self.guard.fence.sessions_inside(self.guard.hears):
+        for session in self.guard.fence.sessions_inside(self.guard.callers.hear):
             await self._ask(verbs.keepalive(self._keys, session=session, echo=0, leases=[]))
         return every_s
 
-    # The comparison.
-
-    async def _compare(self) -> None:
+    async def _compare(self) -> float:
+        """Compare fence and ledger; while the pool is frozen they cannot be. Returns how long that is (in seconds)."""
         asked_for = dict(self.guard.fence.leases)
         fresh = set(self.guard.fresh)
         answer = await self._ask(verbs.snapshot(self._keys, length=1))
-        if not isinstance(answer, a.Pictured) or answer.snapshot.frozen_ms > 0:
-            return
+        if not isinstance(answer, a.Pictured):
+            return RETRY_S
+        if answer.snapshot.frozen_ms > 0:
+            return answer.snapshot.frozen_ms / 1000 + SOON_S
         snapshot = answer.snapshot
         stands = {ticket.id: ticket for ticket in snapshot.leases}
         for id, lease in asked_for.items():
@@ -205,6 +217,7 @@ class Settling:
             self._adopt(snapshot)
         await self._release_unheard(stands)
         await self._settle(snapshot)
+        return 0.0
 
     async def _release_unheard(self, stands: dict[str, TicketRecord]) -> None:
         """What its holder has left, and whose release never reached the ledger, is released for it."""
@@ -233,16 +246,23 @@ class Settling:
         if lease.lost:
             return self._see_out(lease)
         answer = await self._ask(verbs.confirm(self._keys, session="", id=lease.id, token=0))
-        reason = answer.reason if isinstance(answer, a.Gone) else "overruled"
         if self.guard.fence.leases.get(lease.id) is not lease:
             return
-        if reason not in LOST_BY and reason != "unknown":
+        if not isinstance(answer, a.Gone):
+            # The ticket waits again, or has a later grant: this one was never confirmed, so its body has not begun.
+            if not was_granted:
+                self.guard.fence.forget(lease)
+            self.guard.lost(lease, "lapsed", withdrawn=True)
+        elif answer.reason == "unknown":
+            if not was_granted:
+                return self.guard.throw_out(lease)
+            # Ended so long ago that nobody remembers how.
+            self.guard.lost(lease, "unknown", withdrawn=True)
+        elif answer.reason in LOST_BY:
+            self.guard.lost(lease, answer.reason)
+        else:
             # Released by its holder, whose `leave` was not heard.
-            self.guard.over(lease.id)
-            return
-        if reason == "unknown" and not was_granted:
-            return self.guard.throw_out(lease)
-        self.guard.lost(lease, reason)
+            return self.guard.over(lease)
         self._see_out(lease)
 
     async def _settle(self, snapshot: Snapshot) -> None:
@@ -261,11 +281,9 @@ class Settling:
     async def _report(self, gpu: str, state: str, reason: str) -> None:
         await self._ask(verbs.report(self._keys, session="", gpu=gpu, state=state, reason=reason))
 
-    # Seeing out.
-
     def _see_out(self, lease: Lease) -> None:
-        if lease.id not in self._leaving and self._tasks is not None:
-            self._leaving.add(lease.id)
+        if (lease.id, lease.token) not in self._leaving and self._tasks is not None:
+            self._leaving.add((lease.id, lease.token))
             self._tasks.start_soon(self._seen_out, lease)
 
     async def _seen_out(self, lease: Lease) -> None:
@@ -276,5 +294,5 @@ class Settling:
                 except StoreUnavailable:
                     await anyio.sleep(RETRY_S)
         finally:
-            self._leaving.discard(lease.id)
+            self._leaving.discard((lease.id, lease.token))
             self.wake(look=True)

@@ -6,13 +6,19 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+import structlog
 
 from gpulockd.client.session import OpenAnswer, Session
-from gpulockd.errors import ConfigError
+from gpulockd.client.whoami import machine
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
-from gpulockd.ledger.verbs import BroughtLease, Terms
+from gpulockd.ledger import verbs
+from gpulockd.ledger.store import Store
+from gpulockd.ledger.verbs import Brought, BroughtLease, Terms
 from gpulockd.model import Gpu, Process
 from gpulockd.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 
 class Guarding(Protocol):
@@ -95,3 +101,23 @@ def elsewhere(pool: str, answer: a.Elsewhere) -> ElsewhereError:
         "(--pool NAME, GPULOCKD_POOL or 'pool:' in config.yml), or stop that daemon",
         host=answer.host,
     )
+
+
+async def assert_all(guard: Guarding, own: Session, store: Store) -> None:
+    """Tell the ledger, which has lost them, of the leases that are in; their processes may be stopped."""
+    for session, process, lease in guard.assertions():
+        call = verbs.open(
+            own.keys,
+            session=session,
+            process=process,
+            terms=own.terms,
+            machine=machine(),
+            known_pool=True,
+            brought=Brought(leases=[lease]),
+        )
+        try:
+            await store.ask(call)
+        except StoreUnavailable:
+            raise
+        except GpuLockError as refused:
+            _log.error("offer.lease_unreadable", lease=lease.id, message=refused.message)

@@ -111,6 +111,15 @@ class Runs:
         run.members.add(member)
         return run
 
+    def let_go(self, lease: str, holder: Process) -> None:
+        """This holder has left the lease; its descendants that were found stay in the run."""
+        run = self._runs.get(lease)
+        if run is not None:
+            run.holders.discard(holder)
+            run.members.discard(holder)
+            if not self.leases_of(holder):
+                self._watch.discard(holder)
+
     def drop(self, lease: str) -> None:
         """Follow this run no longer."""
         run = self._runs.pop(lease, None)
