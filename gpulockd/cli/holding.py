@@ -95,6 +95,12 @@ class Holding:
         # A lease that was revoked while nobody kept the session is learnt at the first keepalive: now.
         self.keeper.wake()
 
+    def grace_s(self, usual_s: float) -> float:
+        """The grace that the pool's daemon has published (in seconds), `usual_s` if it has said none."""
+        settle = self.session.defaults.get("settle")
+        said = settle.get("grace") if isinstance(settle, dict) else None
+        return float(said) if isinstance(said, int | float) else usual_s
+
     def release(self) -> str:
         """End the lease and the session; return as `release` does.
 

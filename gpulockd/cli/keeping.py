@@ -53,6 +53,7 @@ class Keeping:
 
             self._holding = Holding(self._grant, self._wish)
             self._holding.open()
+            self.grace_s = self._holding.grace_s(self.grace_s)
         except GpuLockError as wrong:
             self._lose(wrong.message)
         except Exception as wrong:  # noqa: BLE001 # whatever it is, nobody keeps the lease, and the run must end

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 from collections.abc import Sequence
 
+from gpulockd import places
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError
 
@@ -35,12 +38,32 @@ def main(words: Sequence[str]) -> int:
     )
 
 
+def _told() -> str | None:
+    """The state folder of the local daemon, as its guard's socket says; None if none answers."""
+    found = places.find_runtime()
+    if found is None:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+            door.settimeout(1.0)
+            door.connect(os.path.join(found[0], places.GUARD_SOCKET))
+            door.sendall(b'{"verb": "hello"}\n')
+            said = json.loads(door.makefile("rb").readline(65536))
+    except (OSError, ValueError):
+        return None
+    state = said.get("state_dir") if isinstance(said, dict) else None
+    return state if isinstance(state, str) else None
+
+
 def _folders(named: str | None) -> list[str]:
     """The state folders in which a token may lie, best first."""
     if named:
         return [os.path.abspath(os.path.expanduser(named))]
     if os.environ.get("STATE_DIRECTORY"):
         return [os.environ["STATE_DIRECTORY"].split(":")[0]]
+    told = _told()
+    if told:
+        return [told]
     home = os.environ.get("HOME") or os.path.expanduser("~")
     user = os.environ.get("XDG_STATE_HOME") or ("" if os.getuid() == 0 else os.path.join(home, ".local/state"))
     return [*([os.path.join(user, "gpulockd")] if user else []), "/var/lib/gpulockd"]

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from gpulockd import places
-from gpulockd.client.guarded import GuardAway, NotAdmitted, sockets_of, words_of
+from gpulockd.client.guarded import GuardAway, NotAdmitted, sockets_of, unread_in, words_of
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
+from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError
 
 log = logging.getLogger("gpulockd")
@@ -37,6 +38,8 @@ class GuardLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._unheard = b""
+        self._heard_at = 0.0
+        self._unread = 0
         self._greeted: asyncio.Future[None] | None = None
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
@@ -62,7 +65,18 @@ class GuardLink(asyncio.Protocol):
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in and stands; from any thread."""
-        return self._admitted.get(entry.id) == entry.token and self.is_open
+        return self._admitted.get(entry.id) == entry.token and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the guard stands and has spoken lately; from any thread, also while the loop is blocked."""
+        opened = self._socket
+        if opened is None or not self.is_open:
+            return False
+        unread = unread_in(opened)
+        if unread != self._unread:
+            self._unread, self._heard_at = unread, boottime_s()
+        return boottime_s() - self._heard_at <= self.session.guard_silence_s
 
     # What is said.
 
@@ -168,6 +182,7 @@ class GuardLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The guard has spoken."""
+        self._heard_at, self._unread = boottime_s(), 0
         *lines, self._unheard = (self._unheard + data).split(b"\n")
         for line in lines:
             try:

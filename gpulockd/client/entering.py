@@ -10,7 +10,6 @@ import logging
 
 from gpulockd.client.guarded import GuardAway, NotAdmitted
 from gpulockd.client.line import Line
-from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.ledger.answers import Answer
 
@@ -20,9 +19,9 @@ RETRY_S = 0.2
 SAY_AFTER_S = 2.0
 
 
-def must_be_let_in(session: Session, answer: Answer) -> bool:
-    """Whether a lease that was answered so begins only when a guard lets it in."""
-    return answer.clock.guarded or session.defaults.get("require_guard") is True
+def must_be_let_in(line: Line, answer: Answer) -> bool:
+    """Whether a lease that was answered so begins only when a guard lets it in; one that runs is asked in any case."""
+    return answer.clock.guarded or line.session.defaults.get("require_guard") is True or line.guard.is_alive
 
 
 class Entering:

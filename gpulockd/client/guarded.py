@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import socket
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +36,10 @@ class Admits(Protocol):
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in and stands; from any thread."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it stands and has spoken lately."""
 
     def descriptors(self) -> list[int]:
         """Open sockets, for a forked child to close."""
@@ -65,3 +72,11 @@ def sockets_of(session: Session) -> list[str]:
         if runtime is not None:
             folders.append(runtime[0])
     return list(dict.fromkeys(str(Path(folder) / places.GUARD_SOCKET) for folder in folders))
+
+
+def unread_in(connection: socket.socket) -> int:
+    """How many bytes have come that the loop has not read: while it is blocked they are all that is heard."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4), "little")
+    except (OSError, ValueError):
+        return 0

@@ -91,6 +91,17 @@ class Session:
                 look()
 
     @property
+    def guard_silence_s(self) -> float:
+        """How long a guard may be silent and still be trusted (in seconds).
+
+        A guard that was stopped right after its last word loses its session, and with it the pool its guard, no sooner.
+        """
+        clock = self.clock
+        if clock is None:
+            return 0.0
+        return (clock.ttl_ms - clock.step_ms - clock.keepalive_ms) / 1000 - self.times.margin
+
+    @property
     def guarded(self) -> bool:
         """Whether the pool's guard stood at the last answer: who begins must be let in by it."""
         return self.clock is not None and self.clock.guarded

@@ -12,6 +12,7 @@ import msgspec
 from gpulockd.client.guarded import sockets_of, words_of
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
+from gpulockd.clock import boottime_s
 
 CONNECT_S = 1.0
 RETRY_S = 0.1
@@ -26,6 +27,7 @@ class Standing:
         self._session = session
         self._entry = entry
         self._vouched = False
+        self._heard_at = 0.0
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._keep, name="gpulockd-guard", daemon=True)
 
@@ -36,7 +38,7 @@ class Standing:
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in and stands."""
-        return self._vouched
+        return self._vouched and boottime_s() - self._heard_at <= self._session.guard_silence_s
 
     def leave(self) -> None:
         """Say that the run is over; who does not hear it finds it in the ledger."""
@@ -80,6 +82,7 @@ class Standing:
         return {"verb": "hello", "session": self._session.id, "as_of": entry.token, "held": [held], "known": []}
 
     def _hear(self, line: bytes) -> None:
+        self._heard_at = boottime_s()
         try:
             said = msgspec.json.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):

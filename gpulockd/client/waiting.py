@@ -117,7 +117,7 @@ class Waiting:
         """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
         if not self.line.session.believes(asked_at):
             return await self._confirm(token)
-        if must_be_let_in(self.line.session, answer):
+        if must_be_let_in(self.line, answer):
             if not await self._let_in(token, answer):
                 return False
             if not self.line.session.believes(asked_at):
@@ -145,7 +145,9 @@ class Waiting:
         deadline = max(self._deadline, line.loop.time() + line.session.times.rpc_deadline)
         gpus = tuple(gpu.key for gpu in answer.gpus)
         try:
-            if await self._entering.let_in(entry, token, gpus, deadline, guarded=answer.clock.guarded):
+            if await self._entering.let_in(
+                entry, token, gpus, deadline, guarded=answer.clock.guarded or line.guard.is_alive
+            ):
                 return True
         except NotAdmitted as refused:
             log.warning("gpulockd: %s; asking again", refused.message)
@@ -172,7 +174,7 @@ class Waiting:
         if isinstance(answer, a.Joined):
             entry.hold(answer.token, answer.gpus, 0.0)
             entry.state, entry.of = "member", answer.lease
-            if must_be_let_in(line.session, answer) and not await self._let_in(answer.token, answer):
+            if must_be_let_in(line, answer) and not await self._let_in(answer.token, answer):
                 self.entry.state, self.entry.claim = "asking", None
                 return False
             if line.session.believes(asked_at):

@@ -98,6 +98,11 @@ class Callers:
         """All processes that own a session."""
         return frozenset(owner for owner in self._owners.values() if isinstance(owner, Process))
 
+    def tell_all(self, words: Words) -> None:
+        """Say something to every connection that speaks for a session."""
+        for caller in {id(caller): caller for callers in self._callers.values() for caller in callers}.values():
+            caller.say(words)
+
     def forget(self, session: str) -> None:
         """A session has ended."""
         self._owners.pop(session, None)

@@ -45,6 +45,7 @@ async def run(
     guard: Guard,
     *,
     secret: bool,
+    alive_s: float,
     listener: socket.socket | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -52,6 +53,7 @@ async def run(
 
     :param about: what to say of the daemon: pool, store, guarded, version
     :param secret: the store's URL holds a password, so only the user and the group may ask
+    :param alive_s: how often to say that the guard runs (in seconds)
     :param listener: the socket that the service manager has opened, instead of `path`
     """
     loop = asyncio.get_running_loop()
@@ -60,7 +62,10 @@ async def run(
     server = await loop.create_unix_server(lambda: Conversation(about, guard, open_ones), sock=bound, backlog=BACKLOG)
     try:
         task_status.started()
-        await anyio.sleep_forever()
+        # A guard that is stopped keeps its sockets open: who hears nothing of it does not trust it any more.
+        while True:
+            guard.callers.tell_all({"alive": True})
+            await anyio.sleep(alive_s)
     finally:
         server.close()
         for conversation in list(open_ones):

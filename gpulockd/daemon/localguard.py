@@ -59,6 +59,11 @@ class LocalGuard:
         lease = self._guard.fence.lease_of(entry.id)
         return lease is not None and lease.token == entry.token and not lease.lost
 
+    @property
+    def is_alive(self) -> bool:
+        """It is this process."""
+        return True
+
     def look(self) -> None:
         """Nothing to connect."""
 

@@ -10,6 +10,7 @@ from gpulockd.daemon import configuration, folders
 from gpulockd.daemon.credentials import REDIS_URL, credential
 from gpulockd.daemon.folders import Folders
 from gpulockd.ledger.address import check_url
+from gpulockd.ledger.keys import PoolKeys
 from gpulockd.settings import Settings
 
 DEFAULT_POOL = "default"
@@ -53,11 +54,13 @@ def plan_of(options: Options) -> Plan:
         settings = msgspec.structs.replace(
             settings, gpus=msgspec.structs.replace(settings.gpus, simulate=options.simulate)
         )
+    pool = options.pool or settings.pool or os.environ.get("GPULOCKD_POOL") or DEFAULT_POOL
+    PoolKeys(pool)  # refuses what cannot be a name, before anything is made of it
     url = options.redis or credential(REDIS_URL) or settings.redis.url
     return Plan(
         settings=settings,
         folders=folders.resolve(options.socket, options.state_dir),
-        pool=options.pool or settings.pool or os.environ.get("GPULOCKD_POOL") or DEFAULT_POOL,
+        pool=pool,
         listen=options.listen or settings.web.listen,
         url=None if url in (None, EMBEDDED) else check_url(url),
         stop_store=options.stop_store,

@@ -184,7 +184,7 @@ async def _serve_pool(
         await all_of_it.start(services)
         secret = without_secret(url) != url
         door = partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, listener=doors.guard)
-        await services.start(partial(door, secret=secret))
+        await services.start(partial(door, secret=secret, alive_s=plan.settings.session.keepalive))
         backend = _backend(plan, offered, guarding, feed, token, stopping, services)
         host, port = _address(plan.listen, tcp)
         app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
@@ -212,6 +212,7 @@ def _about(plan: Plan, offered: Offering) -> dict[str, object]:
         "guarded": plan.settings.gpus.guard,
         "version": __version__,
         "boot_id": offered.session.process.boot_id,
+        "state_dir": plan.folders.state,
     }
 
 

@@ -77,7 +77,10 @@ class OfferingSession(Session):
 
 def defaults_of(settings: Settings) -> dict[str, Any]:
     """Return what the pool publishes for its clients, as plain JSON values."""
-    return {name: msgspec.to_builtins(getattr(settings, name)) for name in ("gpu_lock", "session", "gpu_lock_monitor")}
+    return {
+        name: msgspec.to_builtins(getattr(settings, name))
+        for name in ("gpu_lock", "session", "gpu_lock_monitor", "settle")
+    }
 
 
 def open_session(url: str, pool: str, settings: Settings, api_socket: str) -> OfferingSession:

@@ -86,7 +86,7 @@ def _error_of_redis_py(error: Exception, shown: str) -> GpuLockError | None:
         text = str(error)
         if text.startswith(_NOT_NOW):
             return StoreUnavailable(f"Redis at {shown} cannot be used: {text}")
-        return GpuLockError(f"Redis at {shown} answered: {text}")
+        return GpuLockError(f"Redis at {shown} answered: {text}{_cure(text)}")
     if isinstance(error, broken.RedisError):
         return StoreUnavailable(f"Redis at {shown} answered what cannot be read: {error}")
     if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
@@ -276,3 +276,13 @@ class BlockingStore:
             self._client.close()
         except (broken.RedisError, OSError):
             return
+
+
+def _cure(answer: str) -> str:
+    """What to do about an answer that is a fault of the ledger's own functions."""
+    if "user_function" not in answer:
+        return ""
+    return (
+        "; what the store has of this pool was most likely written by another version of gpulockd: stop all programs "
+        "of the pool and delete its keys (gpulockd:{POOL}:*), or give the daemon another state folder (--state-dir)"
+    )
