@@ -116,7 +116,7 @@ class GuardLink(asyncio.Protocol):
             token = asked[0]
             asked[1].cancel()
         if token and self._transport is not None:
-            self._say({"verb": "leave", "lease": entry.id, "token": token})
+            self._say({"verb": "leave", "lease": entry.id, "token": token, "lost": entry.lost.is_set()})
 
     def _say(self, words: dict[str, Any]) -> None:
         assert self._transport is not None

@@ -45,7 +45,16 @@ class Standing:
         connection = self._socket
         if connection is not None:
             try:
-                connection.sendall(_line({"verb": "leave", "lease": self._entry.id, "token": self._entry.token}))
+                connection.sendall(
+                    _line(
+                        {
+                            "verb": "leave",
+                            "lease": self._entry.id,
+                            "token": self._entry.token,
+                            "lost": self._entry.lost.is_set(),
+                        }
+                    )
+                )
             except OSError:
                 return
 

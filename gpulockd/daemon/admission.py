@@ -54,10 +54,11 @@ class Admit(msgspec.Struct, kw_only=True, tag_field="verb", tag="admit"):
 
 
 class Leave(msgspec.Struct, kw_only=True, tag_field="verb", tag="leave"):
-    """The body of this lease is over, or never began. Not answered."""
+    """The body of this lease is over, or never began. Not answered. `lost`: it has been told of its loss before."""
 
     lease: str
     token: int
+    lost: bool = False
 
 
 Said = Hello | Admit | Leave

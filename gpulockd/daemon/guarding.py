@@ -131,6 +131,7 @@ class Guard:
             return
         mine = next((party for party in lease.parties if party.ticket == said.lease), None)
         if mine is not None and caller.is_party(mine):
+            lease.lost = lease.lost or ("told" if said.lost else "")  # by the ledger first: its run is seen out
             self._leave(said.lease)
 
     def gone(self, caller: Caller) -> None:

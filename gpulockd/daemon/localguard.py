@@ -52,7 +52,7 @@ class LocalGuard:
         if future is not None:
             future.cancel()
         if token:
-            self._guard.leave(self._caller, Leave(lease=entry.id, token=token))
+            self._guard.leave(self._caller, Leave(lease=entry.id, token=token, lost=entry.lost.is_set()))
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in."""
