@@ -268,7 +268,7 @@ async def test_an_idle_daemon_hardly_wakes() -> None:
         await anyio.sleep(span_s)
         per_s = (_switches(daemon.process.pid) - before) / span_s
         # One keepalive and its echo, and one look at the store's file, every 5 s.
-        # The files of two simulated cards are looked at each second, the cards themselves every 5 s, each in its thread.
+        # The files of simulated cards are looked at each second, the cards every 5 s, each in its own thread.
         assert per_s < 15, f"{per_s:.1f} voluntary switches/s"
 
 
