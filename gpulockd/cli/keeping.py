@@ -25,7 +25,8 @@ class Keeping:
     def __init__(self, grant: Grant, wish: Wish, ring: Callable[[], None]) -> None:
         self.lost = ""
         self.stop_requested = False
-        self.grace_s = parse_duration_s(os.environ.get("GPULOCKD_SETTLE_GRACE", DEFAULT_GRACE_S), "settle.grace")
+        self._own_grace = os.environ.get("GPULOCKD_SETTLE_GRACE")
+        self.grace_s = parse_duration_s(self._own_grace or DEFAULT_GRACE_S, "settle.grace")
         self._grant = grant
         self._wish = wish
         self._ring = ring
@@ -53,7 +54,8 @@ class Keeping:
 
             self._holding = Holding(self._grant, self._wish)
             self._holding.open()
-            self.grace_s = self._holding.grace_s(self.grace_s)
+            if not self._own_grace:
+                self.grace_s = self._holding.grace_s(self.grace_s)
         except GpuLockError as wrong:
             self._lose(wrong.message)
         except Exception as wrong:  # noqa: BLE001 # whatever it is, nobody keeps the lease, and the run must end

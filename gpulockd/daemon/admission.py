@@ -17,6 +17,9 @@ from gpulockd.ledger.verbs import BroughtLease
 
 LONGEST_LINE = 64 * 1024
 
+FARTHEST_TOKEN = 10**9
+"""How far a token may be above all that were seen, and above the clock in ms, by which pools begin to count."""
+
 _ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 _GREATEST_TOKEN = 1 << 53
 _LONGEST_TEXT = 16 * 1024

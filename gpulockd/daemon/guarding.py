@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from gpulockd.clock import boottime_s
-from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave, lease_of, sound_assertion
+from gpulockd.daemon.admission import FARTHEST_TOKEN, Admit, Hello, LeaseWords, Leave, lease_of, sound_assertion
 from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
 from gpulockd.daemon.joining import Joining, refused, told
@@ -22,9 +22,6 @@ from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process, identify
 from gpulockd.hardware.processes.watch import Watch
-
-FARTHEST_TOKEN = 10**9
-"""How far a token may be above all that were seen, and above the clock in ms, by which pools begin to count."""
 
 MOST_WAITING = 4096
 NOT_YOURS = "this session or lease belongs to another process"
@@ -131,11 +128,12 @@ class Guard:
             return
         mine = next((party for party in lease.parties if party.ticket == said.lease), None)
         if mine is not None and caller.is_party(mine):
-            lease.lost = lease.lost or ("told" if said.lost else "")  # by the ledger first: its run is seen out
+            if said.lost and lease.inside == [mine]:  # a member's loss may be its own alone
+                lease.lost = lease.lost or "told"
             self._leave(said.lease)
 
     def gone(self, caller: Caller) -> None:
-        """A connection has ended. A process that the kernel shows lives on without it; one that it hides does not."""
+        """A connection has ended. A process that the kernel shows lives on; one that it hides does not."""
         for id, (_, other) in list(self._waiting.items()):
             if other is caller:
                 del self._waiting[id]

@@ -61,13 +61,6 @@ async def reloaded(reload: Reload | None) -> None:
         notify("READY=1")
 
 
-async def feed_watchdog(interval_s: float) -> None:
-    """Tell the service manager that this loop turns (`interval_s` in seconds)."""
-    while True:
-        notify("WATCHDOG=1")
-        await anyio.sleep(interval_s)
-
-
 def allow_many_files() -> None:
     """Every stream costs descriptors, and the usual soft limit of 1024 is for programs that use select."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
