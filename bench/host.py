@@ -48,9 +48,14 @@ class Wire(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
     def get(self, path: str) -> Any:
-        """Ask, and read the JSON of the answer."""
-        self.request("GET", path)
-        answer = self.getresponse()
+        """Ask, and read the JSON of the answer; a connection that was idle for too long is closed by the daemon."""
+        try:
+            self.request("GET", path)
+            answer = self.getresponse()
+        except (BrokenPipeError, http.client.RemoteDisconnected):
+            self.close()
+            self.request("GET", path)
+            answer = self.getresponse()
         said = answer.read()
         if answer.status != http.client.OK:
             raise RuntimeError(f"GET {path}: {answer.status} {said.decode()}")
