@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -33,8 +34,8 @@ check: venv vendor-free  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: venv  ## all tests; what this machine lacks is skipped with its reason
-	$(BIN)/python -m pytest $(ARGS)
+test: venv  ## all tests, three at a time (WORKERS=0: one); what this machine lacks is skipped with its reason
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 run: venv  ## daemon and a small demo load; Ctrl-C stops all of it (ARGS="--no-demo": no load)
 	@exec $(BIN)/python -m gpulockd.demo $(ARGS)
