@@ -7,6 +7,7 @@ So the run is over exactly when the wrapper has no child left but those it had b
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -22,6 +23,17 @@ NOT_RUNNABLE, NOT_FOUND = 126, 127
 ENDS_FROM_TERMINAL = {signal.SIGINT, signal.SIGQUIT}
 
 Mask = set[int | signal.Signals]
+
+
+def refusal_of(program: str) -> OSError | None:
+    """Why a program cannot be run, as far as can be told before it is; None if nothing stands against it."""
+    places = [program] if os.sep in program else [os.path.join(folder, program) for folder in os.get_exec_path()]
+    found = [place for place in places if os.path.exists(place)]
+    if not found:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if any(os.path.isfile(place) and os.access(place, os.X_OK) for place in found):
+        return None
+    return PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 class Run:

@@ -9,7 +9,7 @@ from argparse import REMAINDER, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
 from gpulockd.cli import elsewhere, http, report
-from gpulockd.cli.child import NOT_FOUND, NOT_RUNNABLE, Mask, Run
+from gpulockd.cli.child import NOT_FOUND, NOT_RUNNABLE, Mask, Run, refusal_of
 from gpulockd.cli.environment import of_run
 from gpulockd.cli.keeping import Keeping, give_back
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
@@ -29,6 +29,7 @@ SCARCELY_S = 1e8
 SHORTEST_LIMIT_S = 0.05
 MOST_GPUS = 64
 
+WAIT_VARIABLE = "GPU_LOCK_MAX_WAIT_TIME"
 NO_WAIT_HINT = "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it"
 
 _CODES = {"busy": BUSY, "timeout": WAITED_TOO_LONG}
@@ -41,8 +42,14 @@ def main(words: Sequence[str]) -> int:
     args = _parse(words)
     began = time.monotonic()
     outcome, code, grant, granted_at = "failed", OWN_FAILURE, None, None
-    wish = _wish(args)
+    wish: Wish | None = None
     try:
+        missing = refusal_of(args.command[0])
+        if missing is not None:  # nobody waits an hour to learn that
+            outcome, code = _cannot_run(args.command[0], missing)
+            return code
+        _run_unlocked_if_disabled(args.command)
+        wish = _wish(args)
         daemon = http.find()
         elsewhere.warn(daemon.path)
         grant = Line(daemon, wish, quiet=args.quiet).wait()
@@ -51,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         outcome, code = _hold(args, wish, grant, daemon.path, mask)
     except Interrupted as interrupted:
         outcome, code = "interrupted", 128 + interrupted.number
-        if interrupted.grant is not None:
+        if wish is not None and interrupted.grant is not None:
             give_back(interrupted.grant, wish)
     except NotGranted as refused:
         if refused.kind == "busy" and args.no_wait:
@@ -65,10 +72,17 @@ def main(words: Sequence[str]) -> int:
     finally:
         if args.report:
             now = time.monotonic()
-            waited_s = grant.waited_s if grant else now - began
             held_s = now - granted_at if granted_at else 0.0
+            waited_s = grant.waited_s if grant else now - began
             report.write(args.report, outcome, code, grant=grant, waited_s=waited_s, held_s=held_s)
     return code
+
+
+def _run_unlocked_if_disabled(command: Sequence[str]) -> None:
+    """Become the command, where the environment says that no lock is wanted."""
+    if os.environ.get("GPULOCKD_DISABLE") == "1":
+        say("GPULOCKD_DISABLE=1: the command runs without a lock, and nothing is reported")
+        os.execvp(command[0], command)
 
 
 def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) -> tuple[str, int]:
@@ -81,9 +95,7 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
         run.start()
     except OSError as wrong:
         give_back(grant, wish)
-        missing = isinstance(wrong, FileNotFoundError)
-        say(f"cannot run {args.command[0]!r}: {'not found' if missing else (wrong.strerror or wrong)}")
-        return ("not_found", NOT_FOUND) if missing else ("not_runnable", NOT_RUNNABLE)
+        return _cannot_run(args.command[0], wrong)
     except BaseException:
         give_back(grant, wish)
         raise
@@ -96,6 +108,12 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
     if is_released and not args.quiet and not grant.is_member and wrapper.outcome != "lost":
         say(f"released {grant.shown} after {format_duration(time.monotonic() - began)}")
     return wrapper.outcome, code
+
+
+def _cannot_run(program: str, wrong: OSError) -> tuple[str, int]:
+    missing = isinstance(wrong, FileNotFoundError)
+    say(f"cannot run {program!r}: {'not found' if missing else (wrong.strerror or wrong)}")
+    return ("not_found", NOT_FOUND) if missing else ("not_runnable", NOT_RUNNABLE)
 
 
 def _begins(grant: Grant, timeout_s: float | None) -> str:
@@ -158,7 +176,7 @@ def _wish(args: Namespace) -> Wish:
         gpus=args.gpu,
         memory=args.memory,
         priority=args.priority,
-        wait_s=0.0 if args.no_wait else args.wait,
+        wait_s=0.0 if args.no_wait else args.wait if args.wait is not None else _usual_wait_s(),
         limit_s=args.timeout,
         task=task,
         inside=inherited_pair(),
@@ -166,6 +184,12 @@ def _wish(args: Namespace) -> Wish:
         session=os.urandom(16).hex(),
         ticket=os.urandom(16).hex(),
     )
+
+
+def _usual_wait_s() -> float | None:
+    """The wait limit that this environment says (in seconds); None: what the pool says."""
+    said = os.environ.get(WAIT_VARIABLE)
+    return parse_duration_s(said, WAIT_VARIABLE) if said else None
 
 
 def _gpus(text: str) -> tuple[int | str, ...] | None:

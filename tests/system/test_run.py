@@ -76,6 +76,27 @@ def test_what_cannot_be_run_gives_127_or_126_and_the_lease_back(daemon: Daemon, 
     assert not read_all(daemon)
 
 
+def test_nobody_waits_for_a_gpu_to_learn_that_the_command_is_missing(daemon: Daemon, start: Start) -> None:
+    """It would be an hour later, after everybody else."""
+    hold(start, daemon)
+    missing = call(daemon, "run", "--", "no-such-command")
+    assert missing.returncode == 127
+    assert "'no-such-command': not found" in missing.stderr
+    assert "waiting" not in missing.stderr
+
+
+def test_the_environment_says_how_long_to_wait_or_not_to_lock(daemon: Daemon, start: Start) -> None:
+    """As for the library: a program of a script's author and the script itself are tuned by the same names."""
+    hold(start, daemon)
+    assert call(daemon, "run", "--", "true", GPU_LOCK_MAX_WAIT_TIME="200ms").returncode == 124
+    wrong = call(daemon, "run", "--", "true", GPU_LOCK_MAX_WAIT_TIME="soon")
+    assert wrong.returncode == 125
+    assert "GPU_LOCK_MAX_WAIT_TIME" in wrong.stderr
+    unlocked = call(daemon, "run", "--", "sh", "-c", "exit 7", GPULOCKD_DISABLE="1")
+    assert unlocked.returncode == 7
+    assert "without a lock" in unlocked.stderr
+
+
 def test_busy_without_waiting_gives_75(daemon: Daemon, start: Start) -> None:
     """It must tell "busy" from every failure."""
     hold(start, daemon)
