@@ -173,7 +173,14 @@ def would_deadlock(helds: tuple[Held, ...], wants: Wants) -> WouldDeadlock:
     keys = tuple(dict.fromkeys(gpu.key for held in helds for gpu in held.lease.gpus))
     shown = ", ".join(keys)
     me = owner_here()
-    if any(held.owner.same(me) for held in helds):
+    own = [held for held in helds if held.owner.same(me)]
+    if any(covers(held.wants, held.lease.gpus, wants) for held in own):
+        return WouldDeadlock(
+            f"this task holds {shown} already, and acquire() makes a second lease: go on with the one that it has, or "
+            "write blocks (`with gpu_lock():`), of which the inner joins the outer",
+            held=keys,
+        )
+    if own:
         return WouldDeadlock(
             f"this task holds {shown} and asks for {wants}: ask for both at once, {_one_call(keys, wants)}", held=keys
         )

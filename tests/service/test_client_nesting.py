@@ -43,6 +43,16 @@ async def _hold(lock: gpu_lock) -> Lease:
     return await lock.acquire()
 
 
+async def test_a_second_acquire_is_told_to_use_the_first(server: Server, pool: str) -> None:
+    """One GPU more is no cure for who needs none, and a pool of one has no second."""
+    offer(server, pool, simulated(1))
+    with client_here(server.url, pool):
+        lease = await gpu_lock().acquire()
+        with pytest.raises(WouldDeadlock, match="go on with the one that it has"):
+            await gpu_lock().acquire()
+        await lease.release()
+
+
 async def test_children_of_a_holder_are_told_instead_of_waiting_for_it(server: Server, pool: str) -> None:
     """`gather` and `wait_for` inside a block make tasks that would wait for their own parent."""
     offer(server, pool, simulated(1))
