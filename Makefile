@@ -60,7 +60,10 @@ test-gpu: venv  ## the tests of cards, against a real GPU too (skipped with a re
 soak: venv  ## an hour of life with deaths in it: what must stay flat, stays flat (ARGS="--minutes 5")
 	@$(BIN)/python -m bench soak $(ARGS)
 
-faults test-performance:
+test-performance: venv  ## the performance and stress tests at their documented sizes (minutes, on a quiet machine)
+	$(BIN)/python -m pytest -rs -s -m 'performance or stress' tests/integration $(ARGS)
+
+faults:
 	@echo 'make: $@ arrives with a later package' >&2; exit 1
 
 vendor-free:  ## the lock names packages only: no index, no host, no local path

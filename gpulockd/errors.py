@@ -52,3 +52,16 @@ class StoreUnavailable(GpuLockError, ConnectionError):
 
 class ConfigError(GpuLockError, ValueError):
     """The configuration cannot be used: correct the value that the message names."""
+
+    path: str = ""
+    involved: tuple[str, ...] = ()
+
+
+class Unvalidated(GpuLockError):
+    """This change was not validated: run `gpulockd bench config` with it first, or say `--unvalidated`."""
+
+
+class ConfigConflict(GpuLockError):
+    """The configuration was changed meanwhile: look at `gpulockd config history` and make the change again."""
+
+    current: int | None = None

@@ -49,7 +49,12 @@ class LockRequested(Event, frozen=True, kw_only=True):
 
 
 class LockAcquired(Event, frozen=True, kw_only=True):
-    """Signals that a lease has begun, and how long its ticket waited."""
+    """Signals that a lease has begun, and how long its ticket waited.
+
+    `via`: what told one that waited: "doorbell", or "poll" when it asked again by itself.
+    """
+
+    via: str | None = None
 
 
 class LockReleased(Event, frozen=True, kw_only=True):
@@ -113,11 +118,19 @@ class ConfigRolledBack(Event, frozen=True, kw_only=True):
 
 
 class AlertRaised(Event, frozen=True, kw_only=True):
-    """Signals that something needs a person."""
+    """Signals that something needs a person: which rule, how bad, and in `reason` what is true."""
+
+    rule: str = ""
+    level: str = ""
+    message: str = ""
 
 
 class AlertResolved(Event, frozen=True, kw_only=True):
     """Signals that an alert is over."""
+
+    rule: str = ""
+    level: str = ""
+    message: str = ""
 
 
 class DaemonStarted(Event, frozen=True, kw_only=True):

@@ -84,7 +84,11 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who a session is: one process incarnation on one boot of one host. `started_ticks` is its kernel start time."""
+    """Who a session is: one process incarnation on one boot of one host. `started_ticks` is its kernel start time.
+
+    `seen`: `pid` is the host's, as its daemon sees it; else the number that the process calls itself, perhaps in a
+    container.
+    """
 
     pid: int
     host: str
@@ -92,6 +96,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     user: str = ""
     program: str = ""
     started_ticks: int = 0
+    seen: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,7 +113,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class PoolClock(msgspec.Struct, frozen=True, kw_only=True):
     """The terms under which an answer was given, in ms: the pool's epoch, session ttl, keepalive and clock step.
 
-    `guarded`: the guard of the pool's host stands, and lets in who begins there.
+    `guarded`: the guard of the pool's host stands, and lets in who begins there. `version`: of what the pool publishes.
     """
 
     epoch: str
@@ -116,6 +121,7 @@ class PoolClock(msgspec.Struct, frozen=True, kw_only=True):
     step_ms: int
     keepalive_ms: int
     guarded: bool = False
+    version: int = 0
 
 
 TicketState = Literal["waiting", "away", "claim", "held", "member"]
@@ -137,7 +143,8 @@ class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A ticket or lease as the ledger has it; ages and waits are in ms of ledger time.
 
     `level` is the highest time limit that was acted on. `seen_age_ms`: since a keepalive or the task itself renewed it;
-    `heartbeat_age_ms`: since the task spoke; `missed_age_ms`: since its silence was told of.
+    `heartbeat_age_ms`: since the task spoke; `missed_age_ms`: since its silence was told of. `ends_in_ms`: until a
+    lease ends by itself if nothing renews it.
     """
 
     id: str
@@ -157,6 +164,7 @@ class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["", "warning", "soft", "hard"] = ""
     seen_age_ms: int | None = None
     missed_age_ms: int | None = None
+    ends_in_ms: int | None = None
     of: str | None = None
     place: int | None = None
     chosen: tuple[str, ...] = ()

@@ -28,15 +28,16 @@ def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
         text = value.strip()
         parts = _DURATION_PART.findall(text)
         if parts and "".join(number + unit for number, unit in parts) == text:
-            return float(sum(float(number) * _DURATION_UNIT_S[unit] for number, unit in parts))
-        try:
-            value = float(text)
-        except ValueError:
-            raise ConfigError(f"{name}: {text!r} is not a duration; write seconds or '250ms', '5m', '1h30m'") from None
-    seconds = float(value)
-    if not 0.0 <= seconds < 1e10:
-        raise ConfigError(f"{name}: {value!r} must be between 0 and 300 years")
-    return seconds
+            value = sum(float(number) * _DURATION_UNIT_S[unit] for number, unit in parts)
+        else:
+            try:
+                value = float(text)
+            except ValueError:
+                said = f"{text[:60]!r} is not a duration"
+                raise ConfigError(f"{name}: {said}; write seconds or '250ms', '5m', '1h30m'") from None
+    if not 0.0 <= value < 1e10:
+        raise ConfigError(f"{name}: a duration is between 0 and 300 years")
+    return float(value)
 
 
 def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:

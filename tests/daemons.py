@@ -234,7 +234,7 @@ async def running_daemon(
         try:
             began_s = anyio.current_time()
             line = await _ready_line(process, folder)
-            found = re.fullmatch(r"gpulockd \S+ ready: pool (\S+), .*, (http://\S+), (\S+)", line)
+            found = re.fullmatch(r"gpulockd \S+ ready: pool (\S+), .*, (https?://\S+), (\S+)", line)
             assert found is not None, line
             daemon = Daemon(
                 process=process,

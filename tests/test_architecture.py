@@ -27,7 +27,8 @@ WORDS = frozenset({"errors", "clock", "units", "model", "settings", "events", "p
 """The top-level modules that are words; every other top-level name is a layer of its own."""
 
 ROOMS = frozenset(
-    {"words", "root", "ledger", "client", "hardware", "daemon", "web", "cli", "compat", "contrib", "demo"}
+    {"words", "root", "ledger", "client", "hardware", "config", "daemon", "web", "cli", "compat", "contrib"}
+    | {"alerting", "demo", "trial"}
 )
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -36,12 +37,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "ledger": frozenset({"words", "ledger"}),
     "client": frozenset({"words", "ledger", "client"}),
     "hardware": frozenset({"words", "hardware"}),
-    "daemon": frozenset({"words", "ledger", "client", "hardware", "daemon"}),
-    "web": frozenset({"words", "ledger", "client", "web"}),
+    "config": frozenset({"words", "ledger", "config"}),
+    "alerting": frozenset({"words", "ledger", "alerting"}),
+    "daemon": frozenset({"words", "ledger", "client", "hardware", "config", "alerting", "daemon"}),
+    "web": frozenset({"words", "ledger", "client", "config", "alerting", "web"}),
     "cli": ROOMS,
     "compat": frozenset({"words", "root", "ledger", "client", "compat"}),
     "contrib": frozenset({"words", "root", "ledger", "client", "contrib"}),
     "demo": ROOMS,
+    "trial": ROOMS,
 }
 """Which layers each layer may import: downwards only."""
 
@@ -79,7 +83,11 @@ WRITES_WITH_ARGUMENTS = {
 }
 """Methods of a Redis client that write or run scripts -> the fewest arguments by which they differ from namesakes."""
 
-WRITES_OUTSIDE_LEDGER: dict[str, str] = {}
+WRITES_OUTSIDE_LEDGER: dict[str, str] = {
+    "gpulockd.daemon.services:publish": "hands what clients go by to the offer",
+    "gpulockd.daemon.offering:publish": "hands it to what the pool says",
+    "gpulockd.daemon.saying:publish": "the ledger's own verb of that name",
+}
 """`module:method` outside gpulockd.ledger that is no write to Redis, and why."""
 
 HEAVY = ("pynvml", "starlette", "uvicorn", "structlog", "gpulockd.cli", "gpulockd.daemon", "gpulockd.web")

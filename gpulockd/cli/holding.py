@@ -88,7 +88,7 @@ class Holding:
         if session.ledger_ms is not None:
             held_ms = round((asked_at - self.entry.granted_at) * 1000)
             self.entry.stamp_ms = session.ledger_ms - held_ms - round(self._grant.waited_s * 1000)
-        lock_timeout_s = wishes.gpu_lock_block(session.defaults).lock_timeout
+        lock_timeout_s = wishes.gpu_lock_block(session.defaults, session.id, self._wish.task).lock_timeout
         self.entry.ask.lock_timeout_ms = round(lock_timeout_s * 1000)
         self.keeper.start()
         self.standing.start()

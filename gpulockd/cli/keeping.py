@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpulockd.cli.talk import say
 from gpulockd.cli.wish import Grant, Wish
+from gpulockd.client.losses import in_words
 from gpulockd.errors import GpuLockError
 from gpulockd.units import parse_duration_s
 
@@ -101,5 +102,5 @@ def _said(release: Callable[[], str], *, tell: bool) -> bool:
         say(f"the lease ends by itself soon, it could not be given back: {away.message}")
         return False
     if ended_by != RELEASED and tell:
-        say(f"the lease had ended before it was given back ({ended_by})")
+        say(f"the lease had ended before it was given back ({in_words(ended_by)})")
     return ended_by == RELEASED

@@ -23,8 +23,11 @@ def task_of(ticket: Record) -> str:
 
 
 def process_of(ticket: Record) -> str:
-    """Pid and user: "48177 ocr"."""
-    return f"{ticket['pid']} {ticket.get('user', '')}".strip() if ticket.get("pid") else ""
+    """Pid and user: "48177 ocr"; "17 (its own) ocr" where the daemon does not know the host's pid."""
+    if not ticket.get("pid"):
+        return ""
+    whose = "" if ticket.get("pid_seen", True) else " (its own)"
+    return f"{ticket['pid']}{whose} {ticket.get('user', '')}".strip()
 
 
 def seconds(value: object) -> str:

@@ -78,7 +78,7 @@ def main(words: Sequence[str]) -> int:
     return code
 
 
-def _run_unlocked_if_disabled(command: Sequence[str]) -> None:
+def _run_unlocked_if_disabled(command: list[str]) -> None:
     """Become the command, where the environment says that no lock is wanted."""
     if os.environ.get("GPULOCKD_DISABLE") == "1":
         say("GPULOCKD_DISABLE=1: the command runs without a lock, and nothing is reported")
@@ -176,7 +176,8 @@ def _wish(args: Namespace) -> Wish:
         gpus=args.gpu,
         memory=args.memory,
         priority=args.priority,
-        wait_s=0.0 if args.no_wait else args.wait if args.wait is not None else _usual_wait_s(),
+        wait_s=0.0 if args.no_wait else args.wait,
+        usual_wait_s=_usual_wait_s(),
         limit_s=args.timeout,
         task=task,
         inside=inherited_pair(),

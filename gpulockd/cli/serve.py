@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import USAGE, CommandError
 
+STOP_STORE = (
+    "stop the private store at the end too: who still holds a GPU is named in the log, and loses it within 12 s unless "
+    "the daemon is back before"
+)
+
 
 def parser() -> Parser:
     """The options of the daemon; the demo takes them too."""
@@ -20,7 +25,7 @@ def parser() -> Parser:
     made.add_argument("--redis", metavar="URL|embedded", help="the store; default: a private Valkey")
     made.add_argument("--pool", metavar="NAME", help="the pool's name")
     made.add_argument("--state-dir", metavar="DIR", help="where state is kept")
-    made.add_argument("--stop-store", action="store_true", help="stop the private store at the end too")
+    made.add_argument("--stop-store", action="store_true", help=STOP_STORE)
     return made
 
 

@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 
 
 class Wish(NamedTuple):
-    """A run's request. Times are in seconds; `wait_s` and `limit_s` None mean the pool's setting."""
+    """A run's request. Times are in seconds; `wait_s` and `limit_s` None mean the pool's setting.
+
+    `usual_wait_s` is what this environment says, which goes before what the pool's files say.
+    """
 
     gpu_count: int | None
     gpus: tuple[int | str, ...] | None
     memory: str | None
     priority: int
     wait_s: float | None
+    usual_wait_s: float | None
     limit_s: float | None
     task: str
     inside: tuple[str, int] | None
@@ -29,6 +33,7 @@ class Wish(NamedTuple):
             "memory": self.memory,
             "priority": self.priority,
             "max_wait_time": wait_s,
+            "usual_max_wait_time": self.usual_wait_s,
             "task": self.task,
             "hard_timeout": self.limit_s,
             "session": self.session,

@@ -15,6 +15,7 @@ from gpulockd.cli.child import Run
 from gpulockd.cli.keeping import Keeping
 from gpulockd.cli.processes import signal_name
 from gpulockd.cli.talk import say
+from gpulockd.client.losses import in_words
 from gpulockd.units import format_duration
 
 SI_KERNEL = 0x80
@@ -99,7 +100,7 @@ class Wrapper:
             if self._limit_is_near():
                 self._end("hard_timeout", f"the limit of {format_duration(self._limit_s or 0.0)} is over")
             else:
-                self._end("lost", f"the lease was lost ({self._keeping.lost})")
+                self._end("lost", f"the lease was lost: {in_words(self._keeping.lost)}")
         elif self._keeping.stop_requested and not self._said_stop:
             self._said_stop = True
             say(f"asked to stop: {signal_name(self._soft_signal)} to the command")
@@ -108,7 +109,7 @@ class Wrapper:
     def _limit_is_near(self) -> bool:
         """Whether it was for the limit that the daemon took the lease: its count began a little earlier."""
         left_s = float("inf") if self._limit_s is None else self._started_at + self._limit_s - time.monotonic()
-        return left_s <= CLOCKS_DIFFER_S and self._keeping.lost == "revoked"
+        return left_s <= CLOCKS_DIFFER_S and self._keeping.lost in ("revoked", "hard_timeout")
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()

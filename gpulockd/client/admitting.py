@@ -259,10 +259,12 @@ class GuardLink(asyncio.Protocol):
             elif entry is not None:
                 entry.lose(str(said.get("reason", "ended")))
         elif "error" in said:
+            if self._greeted is not None and not self._greeted.done():
+                _fail(self._greeted, ConnectionRefusedError(str(said["error"])))
             asked, self._asked = self._asked, {}
             for _, future in asked.values():
                 if not future.done():
-                    _fail(future, GuardAway(f"the guard does not understand this program: {said['error']}"))
+                    _fail(future, GuardAway(f"the guard does not take this: {said['error']}"))
 
     def _take_hello(self, said: dict[str, Any]) -> None:
         assert self._greeted is not None

@@ -15,7 +15,7 @@ from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
 from gpulockd.ledger import answers as a
-from gpulockd.ledger import verbs
+from gpulockd.ledger import publishing, verbs
 from gpulockd.ledger.store import Store
 from gpulockd.ledger.verbs import Call
 
@@ -59,6 +59,9 @@ class Doorbell:
             for part in rest.split(" ")[1:]:
                 if part:
                     self._repair(*part.split(":"))
+            return
+        if word == "defaults":
+            self._session.take_published(*publishing.heard(rest))
             return
         entry = self._mine(id)
         if entry is None:

@@ -39,11 +39,38 @@ def hello(folder: str) -> dict[str, object] | None:
     return answer if isinstance(answer, dict) else None
 
 
+def _check_listens(url: str, folder: str) -> None:
+    """A store on a unix socket that nobody listens on, and whose daemon is not there either, will not come by itself.
+
+    :raises StoreUnavailable: if it refuses; it says what to start
+    """
+    path = url.removeprefix("unix://") if url.startswith("unix:///") else ""
+    if not path or not (_refuses(path) and _refuses(str(Path(folder) / places.GUARD_SOCKET))):
+        return
+    raise StoreUnavailable(
+        f"the store at {path} does not run, and neither does the daemon that has started it: start `gpulockd serve`, "
+        f"or set GPULOCKD_REDIS_URL (the file {Path(folder) / places.STORE_NOTE} is left over and names that store)"
+    )
+
+
+def _refuses(path: str) -> bool:
+    """Whether nobody listens on a unix socket; one that may not be asked, or has no time, is somebody's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
+        tried.settimeout(HELLO_DEADLINE_S)
+        try:
+            tried.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def find_store(pool: str | None = None) -> Whereabouts:
     """Find the store and the pool.
 
     :param pool: the pool that the call names, None if it names none
-    :raises StoreUnavailable: if neither the environment nor a daemon names a store
+    :raises StoreUnavailable: if neither the environment nor a daemon names a store, or it is clear that it does not run
     :raises ConfigError: if the URL cannot name one
     """
     pool = pool or os.environ.get("GPULOCKD_POOL") or None
@@ -58,6 +85,7 @@ def find_store(pool: str | None = None) -> Whereabouts:
     local = _read(runtime[0])
     if not local.get("url"):
         raise StoreUnavailable(f"{NO_STORE} (no daemon answers in {runtime[0]})")
+    _check_listens(local["url"], runtime[0])
     return Whereabouts(check_url(local["url"]), pool or local.get("pool"), runtime[1])
 
 

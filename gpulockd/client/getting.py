@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from gpulockd.client import nesting, wishes
+from gpulockd.client import nesting, phrases, wishes
 from gpulockd.client.lease import Lease
 from gpulockd.client.process import known_session, line_for
 from gpulockd.client.table import Ask
@@ -56,7 +56,7 @@ class Getting:
         if _DISABLE.raw() == (b"1",):
             return unlocked_lease(lock.wants, lock.job)
         line = await self._line(max_wait_s)
-        block = wishes.gpu_lock_block(line.session.defaults)
+        block = wishes.gpu_lock_block(line.session.defaults, line.session.id, lock.job.task)
         wait = lock.max_wait_time if max_wait_s is None else max_wait_s
         if self.forbids:
             wait = 0.0
@@ -69,6 +69,8 @@ class Getting:
         except GpuLockTimeout as busy:
             if self.forbids:
                 raise nesting.would_deadlock(self.forbids, lock.wants) from busy
+            if patience.max_wait_s > 0:
+                phrases.not_acquired(lock.job.task, busy.message)
             raise
         if entry.gpus[0].index is None and not lock.wants.keys:
             log.warning(
@@ -76,6 +78,7 @@ class Getting:
                 "or start `gpulockd serve`)",
                 line.session.pool,
             )
+        phrases.acquired(lock.job.task)
         return Lease(line, entry)
 
     async def _line(self, max_wait_s: float | None) -> Line:
@@ -97,7 +100,8 @@ class Getting:
                 limit_s = FIRST_CONTACT * session.times.rpc_deadline
                 if session.clock is not None:
                     wait = lock.max_wait_time if max_wait_s is None else max_wait_s
-                    limit_s = wishes.gpu_lock_block(session.defaults).max_wait_time if wait is None else wait
+                    block = wishes.gpu_lock_block(session.defaults, session.id, lock.job.task)
+                    limit_s = block.max_wait_time if wait is None else wait
                 if boottime_s() - began_at >= limit_s:
                     raise
             await asyncio.sleep(min(pause_s, limit_s))

@@ -16,6 +16,7 @@ from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.publishing import Published
 from gpulockd.ledger.store import BlockingStore
 
 log = logging.getLogger("gpulockd")
@@ -156,6 +157,8 @@ class Keeper:
         )
         if session.must_assert(answer) or unsaid:
             self._open_again()
+        elif session.is_behind():
+            self._catch_up()
         unknown = session.take_echo(list(answer.has))
         for id in unknown if self.gives_back and not self._stopping else ():
             self._give_back(id)
@@ -174,6 +177,12 @@ class Keeper:
                     if entry.state == "asking":
                         entry.kick_from_thread()
                 return
+
+    def _catch_up(self) -> None:
+        """Read what the pool publishes: its message did not come."""
+        answer = self._connected().ask(self.session.published_call())
+        if isinstance(answer, Published):
+            self.session.take_published(answer.version, answer.defaults)
 
     def _give_back(self, id: str) -> None:
         session = self.session

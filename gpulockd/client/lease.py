@@ -6,7 +6,9 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from gpulockd.client import phrases
 from gpulockd.client.cleaning import Cleaning, Cleanup
+from gpulockd.client.losses import in_words
 from gpulockd.client.process import line_of
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost
@@ -124,7 +126,7 @@ class LeaseFacts:
 
     def _loss(self) -> LeaseLost:
         where = ", ".join(str(gpu) for gpu in self.gpus)
-        text = f"the lease on {where} (token {self.token}) was lost: {self.lost_reason}; stop using it and ask again"
+        text = f"the lease on {where} (token {self.token}) was lost: {in_words(self.lost_reason)}; stop using it and ask again"
         return LeaseLost(text, lease=self.id, token=self.token, reason=self.lost_reason)
 
 
@@ -183,6 +185,8 @@ class Lease(LeaseFacts):
         self._ended = True
         line = self._line if not self._line.loop.is_closed() else await _line_here(self._line)
         await line.end(self._entry, "released")
+        if not self.lost.is_set():
+            phrases.released(self.task)
 
 
 class BlockingLease(LeaseFacts):

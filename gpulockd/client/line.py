@@ -73,7 +73,7 @@ class Line:
                 if not self.session.is_open:
                     await self.open_session()
                 if self._subscribed_as != self.session.id:
-                    await self._subscribe()
+                    await self._subscribe_or_poll()
             except BaseException:
                 if self._listener is None:
                     await self.store.aclose()
@@ -112,7 +112,7 @@ class Line:
             answer = await self.store.ask(call)
         if call.extends and isinstance(answer, a.Answer) and not isinstance(answer, a.NoSession):
             self.session.heard(asked_at, answer)
-            if self.session.must_assert(answer):
+            if answer.clock.version > self.session.version or self.session.must_assert(answer):
                 self.keeper.wake()
         return answer, asked_at
 
@@ -178,15 +178,26 @@ class Line:
 
     async def _subscribe(self) -> None:
         old, id = self._subscription, self.session.id
-        channel = self.session.keys.session_channel(id)
+        keys = self.session.keys
+        channels = (keys.session_channel(id), keys.config_channel)
         self._subscription = await Subscription.open(
-            self.session.url, (channel,), deadline_s=self.session.times.rpc_deadline
+            self.session.url, channels, deadline_s=self.session.times.rpc_deadline
         )
         self._subscribed_as = id
         self.doorbell.heard_at = self.loop.time()
         self.listening = True
         if old is not None:
             await old.aclose()
+
+    async def _subscribe_or_poll(self) -> None:
+        """A store that answers commands, and no subscription, is polled until it does."""
+        try:
+            await self._subscribe()
+        except GpuLockError as refused:
+            if self._listener is not None:
+                raise
+            log.warning("gpulockd: no notifications from Redis, waiters poll until they come: %s", refused)
+            self._subscribed_as = self.session.id
 
     async def _listen(self) -> None:
         """Hear the doorbell until the loop closes; open it again when it breaks."""
@@ -198,6 +209,7 @@ class Line:
                         await self._subscribe()
                         log.info("gpulockd: notifications from Redis are back; polling ends")
                         self.doorbell.kick_all()
+                        self.keeper.wake()  # what the pool has published meanwhile
                     await self._hear()
                     pause_s = RETRY_S
                 except GpuLockError as broken:
@@ -205,8 +217,8 @@ class Line:
                         log.warning(
                             "gpulockd: notifications from Redis are lost, waiters poll until they are back: %s", broken
                         )
+                        self.doorbell.kick_all()
                     self.listening = False
-                    self.doorbell.kick_all()
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, MOST_RETRY_S)
         finally:

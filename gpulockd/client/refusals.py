@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpulockd.client.whoami import started_ticks
 from gpulockd.errors import GpuLockTimeout, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
-from gpulockd.model import Snapshot, TicketRecord, Wants
+from gpulockd.model import Process, Snapshot, TicketRecord, Wants
 from gpulockd.units import format_duration
 
 if TYPE_CHECKING:  # the waiting itself is told about, never called
@@ -46,7 +47,7 @@ def holder_text(lease: TicketRecord) -> str:
     """A holder in few words: "ocr-batch #8812 (pid 48177, 7:08, 88 %)"."""
     facts = []
     if lease.process is not None:
-        facts.append(f"pid {lease.process.pid}")
+        facts.append(pid_text(lease.process))
     facts.append(format_duration(lease.held_ms / 1000))
     if lease.percent is not None:
         facts.append(f"{lease.percent:.0f} %")
@@ -54,6 +55,13 @@ def holder_text(lease: TicketRecord) -> str:
     if lease.job.task_id:
         name += f" {lease.job.task_id}"
     return f"{name} ({', '.join(facts)})"
+
+
+def pid_text(process: Process) -> str:
+    """A process's pid, marked where it is not a number of this host or container, but only what it calls itself."""
+    if process.seen or not process.started_ticks or started_ticks(process.pid) == process.started_ticks:
+        return f"pid {process.pid}"
+    return f"its own pid {process.pid} on {process.host}"
 
 
 def in_the_way(snapshot: Snapshot, wants: Wants) -> list[str]:

@@ -20,7 +20,7 @@ from gpulockd.client.whoami import machine, this_process
 from gpulockd.clock import boottime_s
 from gpulockd.errors import ConfigError
 from gpulockd.ledger import answers as a
-from gpulockd.ledger import verbs
+from gpulockd.ledger import publishing, verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.verbs import Brought, Call, EndReason, Terms
 from gpulockd.model import PoolClock, Process
@@ -58,6 +58,7 @@ class Session:
         self.clock: PoolClock | None = None
         self.ledger_ms: int | None = None
         self.defaults: dict[str, Any] = {}
+        self.version = 0
         self.is_open = False
         self.highest_token = 0
         self.on_guarded: list[Callable[[], None]] = []
@@ -162,9 +163,9 @@ class Session:
         if isinstance(answer, a.Gone):
             self.begin_anew(asked_id, answer.reason)
             return False
-        self._take_times(answer.defaults.get("session"))
+        anew = answer.clock.epoch != self._asserted_epoch
+        self.take_published(answer.clock.version, answer.defaults, anew=anew)
         self.heard(asked_at, answer)
-        self.defaults = answer.defaults
         self._asserted_epoch = answer.clock.epoch
         self.is_open = True
         for id in answer.refused:
@@ -172,6 +173,31 @@ class Session:
             if entry is not None:
                 entry.lose("lost with the store's data")
         return True
+
+    # What the pool publishes. Requests go by it from the next one on; who waits or holds keeps what it began with.
+
+    def take_published(self, version: int, defaults: dict[str, Any], *, anew: bool = False) -> None:
+        """Go by what the pool publishes under this version, if it is later than what is known; from any thread.
+
+        :param anew: the store may have lost the versions that it had before, so they do not count
+        """
+        with self._mutex:
+            if version <= self.version and not anew:
+                return
+            self.version = version
+            # A pool that lost its data says nothing until its daemon has offered it again.
+            if version or not self.defaults:
+                self.defaults = defaults
+        self._take_times(defaults.get("session"))
+
+    def is_behind(self) -> bool:
+        """Whether the pool has published something that this process has not got: the message was lost."""
+        clock = self.clock
+        return clock is not None and clock.version > self.version
+
+    def published_call(self) -> Call[publishing.Published | a.Unopened]:
+        """The call that reads what the pool publishes."""
+        return publishing.published(self.keys)
 
     def _take_times(self, published: Any) -> None:
         """The deadlines and the margin that the pool's daemon has published: belief is counted in its terms."""

@@ -1,7 +1,7 @@
-"""What a call wishes, completed by the environment, the pool's published configuration and the defaults.
+"""What a call wishes, completed by the configuration.
 
-Every argument that is left out comes from `GPU_LOCK_<KEY>` or `GPULOCKD_<BLOCK>_<KEY>` in the environment, read at
-each request, else from what the pool has published, else from the defaults.
+Every argument that is left out comes from what was changed live, else from `GPU_LOCK_<KEY>` or `GPULOCKD_<BLOCK>_<KEY>`
+in the environment, read at each request, else from what the pool has published, else from the defaults.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from gpulockd.client.variables import Variables
+from gpulockd.client.environment import Said
+from gpulockd.client.published import gpu_lock_for
 from gpulockd.client.waiting import Patience
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.model import GPU_KEY_PREFIX, Job, Wants
@@ -22,52 +23,10 @@ from gpulockd.units import check_key, parse_duration_s, parse_memory_mib
 Duration = float | int | str
 Nested = Literal["error", "join", "wait"]
 
-_FALSE = ("0", "false", "no", "off")
-_TRUE = ("1", "true", "yes", "on")
 
-
-def parse_bool(text: str, name: str) -> bool:
-    """:raises ConfigError: if the text says neither yes nor no"""
-    if text.strip().lower() in _TRUE + _FALSE:
-        return text.strip().lower() in _TRUE
-    raise ConfigError(f"{name}: {text!r} is neither true nor false")
-
-
-class _Variables:
-    """The environment variables of a settings block. They are read at each request, and parsed when they change."""
-
-    def __init__(self, prefix: str, block: Any) -> None:
-        self._fields = [(f"{prefix}_{f.name.upper()}", f.name, f.type) for f in msgspec.structs.fields(block)]
-        self._variables = Variables(*(variable for variable, _, _ in self._fields))
-        self._seen: tuple[bytes | None, ...] | None = None
-        self._values: dict[str, Any] = {}
-
-    def read(self) -> dict[str, Any]:
-        """The fields that the environment sets.
-
-        :raises ConfigError: if a value cannot be read
-        """
-        seen = self._variables.raw()
-        if seen != self._seen:
-            set_fields = zip(self._fields, self._variables.read(), strict=True)
-            self._values = {
-                name: _parse(text, type_, variable) for (variable, name, type_), text in set_fields if text is not None
-            }
-            self._seen = seen
-        return self._values
-
-
-def _parse(text: str, type_: Any, variable: str) -> Any:
-    if type_ is float:
-        return parse_duration_s(text, variable)
-    return parse_bool(text, variable) if type_ is bool else text
-
-
-_GPU_LOCK = _Variables("GPU_LOCK", GpuLockBlock)
-_SESSION = _Variables("GPULOCKD_SESSION", SessionBlock)
-_QUEUE = _Variables("GPULOCKD_QUEUE", QueueBlock)
-_SETTLE = _Variables("GPULOCKD_SETTLE", SettleBlock)
-_GPU_LOCK_FIELDS = frozenset(field.name for field in msgspec.structs.fields(GpuLockBlock))
+_SESSION = Said.of("GPULOCKD_SESSION", SessionBlock)
+_QUEUE = Said.of("GPULOCKD_QUEUE", QueueBlock)
+_SETTLE = Said.of("GPULOCKD_SETTLE", SettleBlock)
 
 
 def session_block() -> SessionBlock:
@@ -90,20 +49,12 @@ def settle_block() -> SettleBlock:
     return SettleBlock(**_SETTLE.read())
 
 
-def gpu_lock_block(published: dict[str, Any]) -> GpuLockBlock:
-    """How to wait: the environment over what the pool has published over the defaults."""
-    global _latest
-    here, latest = _GPU_LOCK.read(), _latest
-    if latest is not None and latest[0] is published and latest[1] is here:
-        return latest[2]
-    said = published.get("gpu_lock")
-    known = {name: value for name, value in said.items() if name in _GPU_LOCK_FIELDS} if isinstance(said, dict) else {}
-    block = GpuLockBlock(**known | here)
-    _latest = (published, here, block)
-    return block
+def gpu_lock_block(published: dict[str, Any], session: str = "", task: str = "") -> GpuLockBlock:
+    """How to wait: what was changed live, over the environment, over what the pool has published, over the defaults.
 
-
-_latest: tuple[dict[str, Any], dict[str, Any], GpuLockBlock] | None = None
+    :raises ConfigError: if a variable of the environment cannot be used
+    """
+    return gpu_lock_for(published, session, task).gpu_lock
 
 
 def wants_of(

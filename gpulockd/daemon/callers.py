@@ -94,6 +94,11 @@ class Callers:
         """The sessions of a process."""
         return [session for session, owner in self._owners.items() if owner == process]
 
+    def process(self, session: str) -> Process | None:
+        """Whose session this is, as the kernel shows that process to the daemon; None if nobody such spoke for it."""
+        owner = self._owners.get(session)
+        return owner if isinstance(owner, Process) else None
+
     def processes(self) -> frozenset[Process]:
         """All processes that own a session."""
         return frozenset(owner for owner in self._owners.values() if isinstance(owner, Process))

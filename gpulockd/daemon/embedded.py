@@ -20,13 +20,12 @@ from redis.exceptions import RedisError
 
 from gpulockd.clock import boottime_s
 from gpulockd.daemon import marks, server
-from gpulockd.daemon.folders import Folders, publish_store
+from gpulockd.daemon.folders import Folders, publish_store, withdraw_store
 from gpulockd.daemon.storesocket import POLL_S, READY_DEADLINE_S, StoreSocket
 from gpulockd.daemon.storeunit import StoreUnit
 from gpulockd.errors import ConfigError, StoreUnavailable
 
-STOP_DEADLINE_S = 5.0
-LONGEST_BACKOFF_S, QUICK_DEATH_S = 10.0, 10.0
+STOP_DEADLINE_S, LONGEST_BACKOFF_S, QUICK_DEATH_S = 5.0, 10.0, 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -139,6 +138,7 @@ class EmbeddedStore:
             os.close(pidfd)
         if not self._watched:  # else the watcher, which still waits on this descriptor, does it
             self._forget_process()
+        withdraw_store(self._folders)
         _log.info("store.stopped", pid=self.pid, message="the private store has stopped")
 
     def close(self) -> None:

@@ -131,6 +131,13 @@ def publish_store(folders: Folders, pool: str, url: str | None) -> None:
     write_whole(folders.store_note, json.dumps(note), 0o644)
 
 
+def withdraw_store(folders: Folders) -> None:
+    """Remove what tells programs of the private store: it has stopped, and nobody shall look for it."""
+    for path in (folders.store_note, folders.store_socket):
+        with suppress(OSError):
+            os.unlink(path)
+
+
 def write_whole(path: str, text: str, mode: int = 0o600) -> None:
     """Write a small file so that a reader sees the old text or the new one, never a part."""
     beside = f"{path}.new"

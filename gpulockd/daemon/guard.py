@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,17 +21,28 @@ import structlog
 from gpulockd.daemon.admission import LONGEST_LINE, Admit, Hello, Leave, Wrong, encode, read
 from gpulockd.daemon.callers import Caller
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.sharing import Shares, room_for_callers
 from gpulockd.hardware.processes.identity import HiddenProcess
 from gpulockd.hardware.processes.peer import InvisiblePeer, peer_of
 
 MOST_CONNECTIONS = 4096
+"""Connections of all users together, as far as the descriptors go; one user may have half (`sharing`)."""
+
 MOST_UNREAD = 1 << 20
 """Bytes that a peer may leave unread before its connection is closed."""
+
+CROWDED = {
+    "error": "your user has too many connections here; what is left is for others",
+    "hint": "end programs that wait, or start fewer at a time",
+}
 
 IDLE_S = 60.0
 """How long a connection without a session may say nothing (in seconds)."""
 
 BACKLOG = 1024
+
+AT_ONCE = 16
+"""Connections that are taken before the first of them is looked at; until then each costs a descriptor."""
 
 _OPEN_MODE, _GROUP_MODE = 0o666, 0o660
 
@@ -45,7 +57,7 @@ async def run(
     guard: Guard,
     *,
     secret: bool,
-    alive_s: float,
+    alive_s: Callable[[], float],
     listener: socket.socket | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -53,19 +65,22 @@ async def run(
 
     :param about: what to say of the daemon: pool, store, guarded, version
     :param secret: the store's URL holds a password, so only the user and the group may ask
-    :param alive_s: how often to say that the guard runs (in seconds)
+    :param alive_s: how often to say that the guard runs, at this moment (in seconds)
     :param listener: the socket that the service manager has opened, instead of `path`
     """
     loop = asyncio.get_running_loop()
     open_ones: set[Conversation] = set()
+    shares = Shares(room_for_callers(MOST_CONNECTIONS))
     bound = listener or _bound(path, _GROUP_MODE if secret else _OPEN_MODE)
-    server = await loop.create_unix_server(lambda: Conversation(about, guard, open_ones), sock=bound, backlog=BACKLOG)
+    made = partial(Conversation, about, guard, open_ones, shares)
+    server = await loop.create_unix_server(made, sock=bound, backlog=AT_ONCE)
+    bound.listen(BACKLOG)
     try:
         task_status.started()
         # A guard that is stopped keeps its sockets open: who hears nothing of it does not trust it any more.
         while True:
             guard.callers.tell_all({"alive": True})
-            await anyio.sleep(alive_s)
+            await anyio.sleep(alive_s())
     finally:
         server.close()
         for conversation in list(open_ones):
@@ -84,10 +99,12 @@ def _bound(path: str, mode: int) -> socket.socket:
 class Conversation(asyncio.Protocol):
     """One connection: whole lines in, answers out, in order."""
 
-    def __init__(self, about: About, guard: Guard, open_ones: set[Conversation]) -> None:
+    def __init__(self, about: About, guard: Guard, open_ones: set[Conversation], shares: Shares) -> None:
+        """:param shares: how many connections each user has"""
         self._about = about
         self._guard = guard
         self._open_ones = open_ones
+        self._shares = shares
         self._transport: asyncio.Transport | None = None
         self._caller: Caller | None = None
         self._unheard = b""
@@ -97,24 +114,33 @@ class Conversation(asyncio.Protocol):
         """Ask the kernel who this is."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if len(self._open_ones) >= MOST_CONNECTIONS:
-            return transport.abort()
-        self._open_ones.add(self)
-        loop = asyncio.get_running_loop()
-        self._idle = loop.call_later(IDLE_S, self.close)
         try:
             peer = peer_of(transport.get_extra_info("socket"))
         except (InvisiblePeer, HiddenProcess) as hidden:
-            self._caller = Caller(None, getattr(hidden, "uid", -1), self._say, hint=hidden.message)
-            return None
+            return self._begin(Caller(None, getattr(hidden, "uid", -1), self._say, hint=hidden.message))
         except OSError as trouble:
-            self._say({"error": f"the kernel cannot say who you are: {trouble}", "hint": "try again in a moment"})
-            return transport.close()
+            return self._refuse({"error": f"the kernel cannot say who you are: {trouble}", "hint": "try again soon"})
         if peer is None:
             return transport.abort()
         peer.close()
-        self._caller = Caller(peer.process, peer.uid, self._say)
+        return self._begin(Caller(peer.process, peer.uid, self._say))
+
+    def _begin(self, caller: Caller) -> None:
+        """Listen to a caller, unless its user has more connections than are left for all others."""
+        if not self._shares.take(caller.uid):
+            return self._refuse(CROWDED)
+        self._caller = caller
+        self._open_ones.add(self)
+        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
         return None
+
+    def _refuse(self, words: Mapping[str, Any]) -> None:
+        """Say why nobody is heard here, and end it. What is unread at the end would take the words with it."""
+        self._say(words)
+        if self._transport is not None:
+            with suppress(OSError):
+                os.read(self._transport.get_extra_info("socket").fileno(), LONGEST_LINE)
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
@@ -123,7 +149,7 @@ class Conversation(asyncio.Protocol):
             self._say({"error": f"a line of more than {LONGEST_LINE} bytes", "hint": "send one JSON object a line"})
             return self.close()
         for line in lines:
-            if self._transport is not None and not self._transport.is_closing():
+            if self._caller is not None and self._transport is not None and not self._transport.is_closing():
                 self._hear(line)
         return None
 
@@ -133,6 +159,7 @@ class Conversation(asyncio.Protocol):
         if self._idle is not None:
             self._idle.cancel()
         if self._caller is not None:
+            self._shares.give_back(self._caller.uid)
             self._guard.gone(self._caller)
 
     def close(self) -> None:

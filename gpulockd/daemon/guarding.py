@@ -14,6 +14,7 @@ import structlog
 
 from gpulockd.clock import boottime_s
 from gpulockd.daemon.admission import FARTHEST_TOKEN, Admit, Hello, LeaseWords, Leave, lease_of, sound_assertion
+from gpulockd.daemon.anteroom import CROWDED, Anteroom
 from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
 from gpulockd.daemon.joining import Joining, refused, told
@@ -23,7 +24,6 @@ from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process, identify
 from gpulockd.hardware.processes.watch import Watch
 
-MOST_WAITING = 4096
 NOT_YOURS = "this session or lease belongs to another process"
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class Guard:
         self.left: dict[str, tuple[int, float]] = {}
         """Leases that their holders have left, with token and moment (CLOCK_BOOTTIME), until the ledger knows."""
         self._journal = journal
-        self._waiting: dict[str, tuple[Lease, Caller]] = {}
+        self._waiting = Anteroom()
         self.joining = Joining(fence, runs, self._joined)
         self.callers = Callers(watch)
 
@@ -59,7 +59,7 @@ class Guard:
     @property
     def waiting(self) -> list[Lease]:
         """The leases that wait to be let in."""
-        return [lease for lease, _ in self._waiting.values()]
+        return self._waiting.leases
 
     def changed(self) -> None:
         """Wake the service that compares fence and ledger, and keep the pidfds of who is inside."""
@@ -89,14 +89,12 @@ class Guard:
             return self.joining.ask(caller, said.session, words)
         if words.token > max(self.fence.token, round(time.time() * 1000)) + FARTHEST_TOKEN:
             return refused(words, "no pool has given such a token")
-        if self._is_anothers(caller, said.session, words.id) or len(self._waiting) >= MOST_WAITING:
+        if self._is_anothers(caller, said.session, words.id):
             return refused(words, NOT_YOURS)
         lease = lease_of(words, caller.party(words.id, said.session))
         verdict = self.fence.ask(lease)
         if isinstance(verdict, Waits):
-            self._waiting[lease.id] = (lease, caller)
-            self.changed()
-            return {"waits": lease.id, "token": lease.token, "for": [told(other) for other in verdict.blockers]}
+            return self._wait(lease, caller, verdict)
         if isinstance(verdict, Refused):
             return refused(words, verdict.why)
         known = self.fence.leases.get(lease.id)
@@ -106,9 +104,15 @@ class Guard:
             return {"admitted": lease.id, "token": lease.token}
         return refused(words, NOT_YOURS)
 
+    def _wait(self, lease: Lease, caller: Caller, verdict: Waits) -> Words:
+        if not self._waiting.put(lease, caller):
+            return CROWDED
+        self.changed()
+        return {"waits": lease.id, "token": lease.token, "for": [told(other) for other in verdict.blockers]}
+
     def _is_anothers(self, caller: Caller, session: str, id: str) -> bool:
         """Whether a lease is known as another process's; what nobody has proven yet belongs to the ledger's session."""
-        _, waiting = self._waiting.get(id, (None, None))
+        _, waiting = self._waiting.get(id) or (None, None)
         if waiting is not None and waiting is not caller and waiting.process != caller.process:
             return True
         known = self.fence.leases.get(id)
@@ -121,7 +125,7 @@ class Guard:
         waiting = self._waiting.get(said.lease)
         if waiting is not None and waiting[0].token == said.token:
             if waiting[1].process == caller.process:
-                del self._waiting[said.lease]
+                self._waiting.drop(said.lease)
             return
         lease = self.fence.lease_of(said.lease)
         if lease is None or lease.token != said.token:
@@ -134,9 +138,7 @@ class Guard:
 
     def gone(self, caller: Caller) -> None:
         """A connection has ended. A process that the kernel shows lives on; one that it hides does not."""
-        for id, (_, other) in list(self._waiting.items()):
-            if other is caller:
-                del self._waiting[id]
+        self._waiting.gone(caller)
         for session in self.callers.part(caller):
             self._end_session(session)
 
@@ -201,13 +203,13 @@ class Guard:
 
     def let_in(self) -> None:
         """Look again at those that wait, the latest grant first: an earlier one's turn is over."""
-        for id, (lease, caller) in sorted(self._waiting.items(), key=lambda item: -item[1][0].token):
+        for lease, caller in self._waiting.latest_first():
             verdict = self.fence.ask(lease)
             if isinstance(verdict, Waits):
                 continue
-            del self._waiting[id]
+            self._waiting.drop(lease.id)
             if isinstance(verdict, Refused):
-                caller.say({"refused": id, "token": lease.token, "why": verdict.why})
+                caller.say({"refused": lease.id, "token": lease.token, "why": verdict.why})
             else:
                 caller.say(self._enter(lease, caller))
 
@@ -239,7 +241,7 @@ class Guard:
         try:
             self._journal.entered(lease)
         except RecordUnwritable as full:
-            self._waiting[lease.id] = (lease, caller)
+            self._waiting.put(lease, caller)
             _log.error("guard.record_unwritable", message=full.message)
             return {"waits": lease.id, "token": lease.token, "for": [], "why": full.message}
         if lease.id in self.fence.leases:

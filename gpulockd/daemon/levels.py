@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from gpulockd.model import Job
-from gpulockd.settings import MonitorBlock, Settings
+from gpulockd.settings import MonitorBlock, Settings, TaskBlock
 
 Level = Literal["warning", "soft", "hard"]
 
@@ -16,24 +16,16 @@ RANK: dict[str, int] = {"": 0, "warning": 1, "soft": 2, "hard": 3}
 """How far a level is; "" is none."""
 
 
-class TaskLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the configuration says of one task (in seconds); None is what it says of all."""
-
-    warning: float | None = None
-    soft_timeout: float | None = None
-    hard_timeout: float | None = None
-
-
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that judge leases."""
+    """The settings that judge leases; `tasks` by their names."""
 
     monitor: MonitorBlock = MonitorBlock()
-    tasks: Mapping[str, TaskLimits] = {}
+    tasks: Mapping[str, TaskBlock] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
         """The rules that these settings say."""
-        return cls(monitor=settings.gpu_lock_monitor)
+        return cls(monitor=settings.gpu_lock_monitor, tasks=settings.tasks)
 
     @property
     def recovers(self) -> bool:
@@ -60,7 +52,7 @@ def in_seconds(limits: Limits) -> Triple:
 def limits_of(job: Job, rules: Rules) -> Limits:
     """The limits of a lease: its job's own, over those of its task, over those of all."""
     levels = rules.monitor.timeout_levels
-    task = rules.tasks.get(job.task) or TaskLimits()
+    task = rules.tasks.get(job.task) or TaskBlock()
     of_all = (levels.warning, levels.soft_timeout, levels.hard_timeout)
     of_task = _over(of_all, (task.warning, task.soft_timeout, task.hard_timeout))
     warning_s, soft_s, hard_s = _over(of_task, (job.warning_s, job.soft_timeout_s, job.hard_timeout_s))

@@ -1,6 +1,7 @@
 """The daemon's log: `event` is a dotted name, `message` the text, the rest are fields.
 
-JSON lines for machines, coloured text on a terminal; what libraries say through `logging` takes the same way.
+JSON lines for machines (systemd's journal, a file, a pipe), coloured text on a terminal; what libraries say through
+`logging` takes the same way.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def _renderers(as_json: bool, out: TextIO) -> list[Processor]:
     if as_json:
         return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
     colors = out.isatty() and not os.environ.get("NO_COLOR")
-    return [_message_first, structlog.dev.ConsoleRenderer(event_key="message", timestamp_key="time", colors=colors)]
+    return [
+        _message_first,
+        _printable,
+        structlog.dev.ConsoleRenderer(event_key="message", timestamp_key="time", colors=colors),
+    ]
 
 
 def _name_foreign(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
@@ -61,6 +66,15 @@ def _name_foreign(_logger: WrappedLogger, _method: str, record: EventDict) -> Ev
     found = record.get("_record")
     record["event"] = found.name if isinstance(found, logging.LogRecord) else "log"
     return record
+
+
+def _printable(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
+    """Let no name that a user chose move the cursor or begin a line of its own."""
+    return {name: _shown(value) if isinstance(value, str) else value for name, value in record.items()}
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _message_first(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:

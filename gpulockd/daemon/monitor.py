@@ -44,12 +44,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checks(msgspec.Struct, kw_only=True):
-    """The checks since the daemon's start; moments are unix milliseconds."""
+    """The checks since the daemon's start; moments are unix milliseconds.
+
+    `heard` and `missed` count tasks, each at each check: heard of in time, or silent for too long.
+    """
 
     started_ms: int
     total: int = 0
     healthy: int = 0
     unhealthy: int = 0
+    heard: int = 0
+    missed: int = 0
     last_ms: int | None = None
     last_error: str | None = None
     findings: tuple[Finding, ...] = ()
@@ -152,7 +157,9 @@ class Monitor:
         samples, now_s = await self._sample(snapshot), anyio.current_time()
         living = {lease.id for lease in snapshot.leases}
         self._runs = {id: watched(self._runs.get(id), one, now_s) for id, one in samples.items() if id in living}
-        self.checks.tasks = tasks_of(snapshot, Readings(runs=self.readings()), rules)
+        self.checks.tasks = tasks = tasks_of(snapshot, Readings(runs=self.readings()), rules)
+        self.checks.heard += len(tasks.active)
+        self.checks.missed += len(tasks.stalled) + len(tasks.dead)
         found = findings_of(snapshot, self.checks.tasks, rules)
         if self.on_check is not None:
             await self.on_check()

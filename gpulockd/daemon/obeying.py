@@ -162,7 +162,7 @@ class Obeying:
         recovery = self._tried(order)
         self.counts.hard += order.why == "hard_timeout" and recovery.tries == 1
         try:
-            call = verbs.end(self._keys, session="", id=order.lease, token=order.token, reason="revoked")
+            call = verbs.end(self._keys, session="", id=order.lease, token=order.token, reason=order.why)
             answer = await self._ask(call)
         except GpuLockError as failed:
             message = f"{_listed(order.gpus)} could not be taken in {_counted(recovery.tries)}: {failed.message}"

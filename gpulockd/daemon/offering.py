@@ -7,9 +7,9 @@ asks for that on a clock; the answers of scripts that run anyway show it.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -19,15 +19,16 @@ import structlog
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.line import Line
 from gpulockd.client.whoami import machine
-from gpulockd.clock import boottime_s
 from gpulockd.daemon import neighbours
+from gpulockd.daemon.saying import PoolDefaults
 from gpulockd.daemon.standing import (
-    ElsewhereError,
     Guarding,
     OfferingSession,
     assert_all,
     defaults_of,
     elsewhere,
+    lacks,
+    open_after_reboot,
     with_memory,
 )
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
@@ -35,16 +36,17 @@ from gpulockd.hardware.cards import Cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.publishing import Published, Told
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.verbs import Call
+from gpulockd.ledger.verbs import Call, Terms
 from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
 NVML_RETRY_S = 10.0
-REBOOT_RETRY_S = 0.5
 GOODBYE_S = 2.0
+SAY_TRIES = 10
 KNOWN_TRIES = 3
 """How often the guard's word is said again; what was said to an earlier epoch does not count."""
 
@@ -78,10 +80,10 @@ class Offering:
         self.line = Line(session, self.keeper)
         self.trouble = "the GPUs are not offered yet"
         self.gpus: tuple[Gpu, ...] = ()
-        self._defaults = defaults_of(settings) | {
-            "guard": {"folder": folder} if guard is not None else {},
-            "require_guard": settings.gpus.require_guard,
-        }
+        self._guarding = {"guard": {"folder": folder} if guard is not None else {}}
+        self._said = PoolDefaults(
+            defaults_of(settings) | {"require_guard": settings.gpus.require_guard} | self._guarding
+        )
         self._vouched_run_id: str | None = None
         self._fresh = False
         self._offered_as = ("", "")
@@ -116,11 +118,10 @@ class Offering:
     async def store_restarted(self, run_id: str | None) -> None:
         """The embedded store runs again, as `run_id` if it lost nothing: offer at once."""
         self.vouch(run_id, fresh=False)
-        self._offered_as = ("", "")
-        self._changed.set()
+        await self.offer_again()
 
     async def offer_again(self) -> None:
-        """The cards have changed: offer them anew."""
+        """The cards or the pool's times have changed: offer them anew."""
         self._offered_as = ("", "")
         self._changed.set()
 
@@ -134,8 +135,7 @@ class Offering:
             self._epoch = answer.clock.epoch
             self._changed.set()
         elif isinstance(answer, a.Unopened):
-            self._offered_as = ("", "")
-            self._changed.set()
+            await self.offer_again()
         return answer
 
     async def open(self) -> None:
@@ -145,18 +145,7 @@ class Offering:
         :raises ConfigError: if the store cannot be used
         :raises StoreUnavailable: if it does not answer
         """
-        until_s = boottime_s() + self.session.terms.ttl_ms / 1000 + 2.0
-        said = False
-        while True:
-            try:
-                return await self.line.ready()
-            except ElsewhereError as other:
-                if other.host != socket.gethostname() or boottime_s() > until_s:
-                    raise
-                if not said:
-                    said = True
-                    _log.info("offer.waits", message="waiting for the end of this host's offer of an earlier boot")
-                await anyio.sleep(REBOOT_RETRY_S)
+        await open_after_reboot(self.line)
 
     async def offer(self) -> None:
         """Put the cards at the pool's disposal.
@@ -192,7 +181,7 @@ class Offering:
     async def _offered_as_known(self, gpus: list[Gpu]) -> a.Offered:
         """Offer, and where the pool is frozen say whom the guard has let in, until the present epoch has heard it."""
         guard = self._guard
-        if guard is not None and self._vouched_run_id is not None and await self._lacks(guard):
+        if guard is not None and self._vouched_run_id is not None and await lacks(guard, self.session, self.store):
             # A file that loaded whole may still be an older one than the leases that are in.
             self.vouch(None, fresh=False)
         answer = await self._offered(gpus, knows_all=False)
@@ -204,25 +193,17 @@ class Offering:
             answer = await self._offered(gpus, knows_all=True)
         return answer
 
-    async def _lacks(self, guard: Guarding) -> bool:
-        """Whether the ledger has lost a lease that the guard has let in."""
-        inside = {lease.id for _, _, lease in guard.assertions()}
-        if not inside:
-            return False
-        answer = await self.store.ask(verbs.snapshot(self.session.keys, length=1))
-        return not isinstance(answer, a.Pictured) or not inside <= {ticket.id for ticket in answer.snapshot.leases}
-
     async def _offered(self, gpus: list[Gpu], *, knows_all: bool) -> a.Offered:
         session, known_pool = self.session, None
         await self.line.ready()
         for _ in range(4):
-            call = verbs.offer(
+            call = partial(
+                verbs.offer,
                 session.keys,
                 session=session.id,
                 process=session.process,
                 machine=machine(),
                 terms=session.terms,
-                defaults=self._defaults,
                 gpus=gpus,
                 complete_run_id=self._vouched_run_id,
                 known_pool=known_pool,
@@ -232,7 +213,7 @@ class Offering:
                 highest_token=self._guard.highest_token if self._guard is not None else 0,
                 offerer=self._offerer,
             )
-            answer = await self.store.ask(call)
+            answer = await self._said.offer(session, self.store, call)
             if isinstance(answer, a.Offered):
                 return answer
             if isinstance(answer, a.Elsewhere):
@@ -243,6 +224,29 @@ class Offering:
                 session.is_open = False
                 await self.line.ready()
         raise StoreUnavailable(f"the offer in pool {session.pool} was refused as often as it was made")
+
+    async def publish(
+        self, defaults: dict[str, Any], *, terms: Terms | None = None, event: tuple[Told, str] | None = None
+    ) -> int:
+        """Tell the pool's clients what they go by from now on; every later offer says it too. Returns its version.
+
+        :param terms: other times of the pool, which are offered anew
+        :param event: what tells of it in the pool's events, and its reason
+        :raises StoreUnavailable: if it could not be said now: the next offer says it, without the event
+        """
+        said = self._said
+        said.change({"require_guard": said.tree["require_guard"]} | defaults | self._guarding)
+        if terms is not None and terms != self.session.terms:
+            self.session.terms = terms
+            await self.offer_again()
+        for _ in range(SAY_TRIES):
+            if self._stands():
+                answer = await said.publish(self.session, self.store, event)
+                if isinstance(answer, Published):
+                    return answer.version
+                await self.offer_again()
+            await anyio.sleep(RETRY_S)
+        raise StoreUnavailable(f"pool {self.session.pool} is not offered now; its next offer says the change")
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Offer again whenever the offer may be lost, until cancelled."""

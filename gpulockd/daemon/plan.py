@@ -7,6 +7,7 @@ import os
 import msgspec
 
 from gpulockd.daemon import configuration, folders
+from gpulockd.daemon.configuration import Layers
 from gpulockd.daemon.credentials import REDIS_URL, credential
 from gpulockd.daemon.folders import Folders
 from gpulockd.ledger.address import check_url
@@ -34,9 +35,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What this daemon is to be: the command line over the configuration. `url` None: the embedded store."""
+    """What this daemon is to be: the command line over the configuration. `url` None: the embedded store.
+
+    `layers` is what file and environment said at the start, without the command line.
+    """
 
     settings: Settings
+    layers: Layers
     folders: Folders
     pool: str
     listen: str
@@ -49,7 +54,8 @@ def plan_of(options: Options) -> Plan:
 
     :raises ConfigError: if the configuration or a flag cannot be used
     """
-    settings = configuration.load(options.config).settings
+    loaded = configuration.load(options.config)
+    settings = loaded.settings
     if options.simulate is not None:
         settings = msgspec.structs.replace(
             settings, gpus=msgspec.structs.replace(settings.gpus, simulate=options.simulate)
@@ -59,6 +65,7 @@ def plan_of(options: Options) -> Plan:
     url = options.redis or credential(REDIS_URL) or settings.redis.url
     return Plan(
         settings=settings,
+        layers=loaded.layers,
         folders=folders.resolve(options.socket, options.state_dir),
         pool=pool,
         listen=options.listen or settings.web.listen,

@@ -49,7 +49,6 @@ async def take_signals(
 async def reloaded(reload: Reload | None) -> None:
     """Read the configuration again between RELOADING and READY; the service manager waits for the second."""
     if reload is None:
-        _log.warning("config.reload_not_yet", message="this version reads its configuration at its start only")
         return
     reloading()
     try:
@@ -59,6 +58,19 @@ async def reloaded(reload: Reload | None) -> None:
         _log.error("config.reload_refused", message=f"the old configuration stays: {wrong.message}")
     finally:
         notify("READY=1")
+
+
+class Later:
+    """A reload that is known only once the daemon has come so far; until then the start itself reads all."""
+
+    def __init__(self) -> None:
+        self.reload: Reload | None = None
+        self.ready = anyio.Event()
+
+    async def __call__(self) -> None:
+        """:raises ConfigError: if what is read cannot be used"""
+        if self.reload is not None:
+            await self.reload()
 
 
 def allow_many_files() -> None:

@@ -12,13 +12,13 @@ import anyio
 import structlog
 
 from gpulockd.clock import boottime_s
+from gpulockd.daemon.current import Current
 from gpulockd.daemon.fence import Lease
 from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.ending import Ended, end_run
 from gpulockd.hardware.processes.following import CardPids, no_cards
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.processes.kin import descends
-from gpulockd.settings import Settings
 
 RECHECK_S = 0.25
 """How soon something that was not over is looked at again (in seconds)."""
@@ -55,7 +55,7 @@ class SeeingOut:
     def __init__(
         self,
         guard: Guard,
-        settings: Settings,
+        current: Current,
         report: Report,
         occupants: Occupants = nothing_seen,
         card_pids: CardPids = no_cards,
@@ -65,7 +65,7 @@ class SeeingOut:
         """
         self.guard = guard
         self.occupants = occupants
-        self._settings = settings
+        self._current = current
         self._report = report
         self._card_pids = card_pids
         self._news = anyio.Event()
@@ -123,7 +123,7 @@ class SeeingOut:
             await self._wait_for_leave(lease)
         if self._stands(lease) and not lease.withdrawn and await self._run_left(lease):
             await self._end_run(lease)
-        gone_at = boottime_s() + self._settings.session.ttl
+        gone_at = boottime_s() + self._current.settings.session.ttl
         while self._stands(lease) and (lease.inside or await self._run_left(lease) or await self._on_cards(lease)):
             await self._news_within(RECHECK_S)
             if (
@@ -141,7 +141,7 @@ class SeeingOut:
         return self.guard.fence.leases.get(lease.id) is lease
 
     async def _wait_for_leave(self, lease: Lease) -> None:
-        leave_s = LEAVE_SHARE * self._settings.settle.grace
+        leave_s = LEAVE_SHARE * self._current.settings.settle.grace
         with anyio.move_on_after(leave_s):
             while self._stands(lease) and lease.inside:
                 await self._news_within(leave_s)
@@ -175,7 +175,7 @@ class SeeingOut:
         return "; ".join(word for word in words if word)
 
     async def _end_run(self, lease: Lease) -> None:
-        if not self._settings.gpu_lock_monitor.auto_recovery or lease.id in self.guard.unproven:
+        if not self._current.settings.gpu_lock_monitor.auto_recovery or lease.id in self.guard.unproven:
             _log.warning("guard.run_goes_on", lease=lease.id, message="a lost lease's run goes on; it is not ended")
             return
         others = self.guard.runs.holds_another(lease.id)
@@ -185,7 +185,7 @@ class SeeingOut:
         async def members() -> frozenset[Process]:
             return await self._run_left(lease)
 
-        ended = await end_run(members, self._settings.settle.grace, others)
+        ended = await end_run(members, self._current.settings.settle.grace, others)
         self._log_end(lease, ended)
         if ended.left and self._stands(lease):
             await self._quarantine(lease, ended)

@@ -19,11 +19,16 @@ import structlog
 
 from gpulockd import __version__
 from gpulockd.daemon import fdstore, folders, guard, logs, notify, process, watchdog
+from gpulockd.daemon.announcing import FAILED, OK, only_ours, refused, say_ready
 from gpulockd.daemon.assertions import GuardsWord
+from gpulockd.daemon.configkept import KeptFile
 from gpulockd.daemon.credentials import API_TOKEN, credential
 from gpulockd.daemon.embedded import EmbeddedStore
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.hostpids import HostPids
+from gpulockd.daemon.inforce import in_force_of
 from gpulockd.daemon.kept import Kept
+from gpulockd.daemon.leaving import say_who_holds
 from gpulockd.daemon.levels import Rules, in_seconds, limits_of
 from gpulockd.daemon.localguard import LocalGuard
 from gpulockd.daemon.offering import Offering
@@ -33,20 +38,20 @@ from gpulockd.daemon.pulse import Pulses
 from gpulockd.daemon.services import Services
 from gpulockd.daemon.standing import open_session
 from gpulockd.daemon.storeunit import unit_of
-from gpulockd.errors import ConfigError, GpuLockError
-from gpulockd.hardware.cards import Cards, open_cards
+from gpulockd.errors import GpuLockError
+from gpulockd.hardware.cards import open_cards
 from gpulockd.hardware.nvml import NvmlUnavailable
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.ledger.address import without_secret
-from gpulockd.web import listening, routes
+from gpulockd.settings import Settings
+from gpulockd.web import encrypting, listening, routes
 from gpulockd.web.application import application
 from gpulockd.web.auth import Names, token_of
 from gpulockd.web.backend import Backend
 from gpulockd.web.feed import Feed
+from gpulockd.web.metrics import Metrics
 
 GOODBYE_S = 10.0
-
-OK, FAILED, UNUSABLE = 0, 1, 2
 
 _log = structlog.get_logger(__name__)
 
@@ -60,47 +65,44 @@ async def serve(options: Options) -> int:
         with folders.locked(plan.folders):
             await _run(plan)
     except GpuLockError as trouble:
-        return _refused(trouble)
+        return refused(trouble)
     except ExceptionGroup as several:
-        only = _only(several)
+        only = only_ours(several)
         if only is not None:
-            return _refused(only)
+            return refused(only)
         _log.critical("daemon.crashed", exc_info=several, message="the daemon ends by a fault of its own")
         return FAILED
     return OK
 
 
-def _refused(trouble: GpuLockError) -> int:
-    _log.error("daemon.refused", kind=type(trouble).__name__, message=trouble.message)
-    return UNUSABLE if isinstance(trouble, ConfigError) else FAILED
-
-
-def _only(error: BaseException) -> GpuLockError | None:
-    """Return the one error of ours that task groups have wrapped, or None if there is another."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error if isinstance(error, GpuLockError) else None
-
-
 async def _run(plan: Plan) -> None:
     """Start everything in order, wait for the end, and stop everything in the other order."""
     process.allow_many_files()
-    stopping, starting = anyio.Event(), anyio.CancelScope()
+    stopping, starting, reload = anyio.Event(), anyio.CancelScope(), process.Later()
     passed = fdstore.receive()
     doors, kept = passed.doors(), Kept(passed)
     passed.close()
+    encrypting.context_of(plan.settings.web.tls)  # what cannot be used is refused before anything is started
     tcp = doors.api or listening.bind_tcp(plan.listen)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(process.take_signals, stopping, starting, tasks.cancel_scope)
+        await tasks.start(
+            partial(process.take_signals, stopping, starting, tasks.cancel_scope, reload=reload, ready=reload.ready)
+        )
         token = credential(API_TOKEN) or token_of(plan.folders.state)
+        kept_config = KeptFile(plan.folders.state)
+        in_force = in_force_of(plan.pool, plan.settings, plan.layers, kept_config)
         async with _store(plan) as store:
             offered: Offering | None = None
             try:
                 with open_guard(plan.folders.state, plan.pool, kept) as guarding:
                     with starting:
-                        offered = await _offered(plan, store, guarding if plan.settings.gpus.guard else None, token)
+                        fence = guarding if plan.settings.gpus.guard else None
+                        offered = await _offered(plan, in_force.current.settings, store, fence, token)
                     if offered is not None:
-                        await _serve_pool(plan, store, offered, guarding, token, tcp, doors, stopping)
+                        feed, pulses = Feed(offered.store, offered.session.keys), Pulses()
+                        made = Services(plan, in_force, kept_config, offered, guarding, pulses, feed)
+                        reload.reload, made.on_ready = made.configuring.reload, reload.ready.set
+                        await _serve_pool(plan, store, offered, made, guarding, token, tcp, doors, stopping)
             finally:
                 if offered is not None:
                     with anyio.move_on_after(GOODBYE_S, shield=True):
@@ -127,7 +129,9 @@ async def _store(plan: Plan) -> AsyncIterator[EmbeddedStore | None]:
             store.close()
 
 
-async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | None, token: str) -> Offering:
+async def _offered(
+    plan: Plan, settings: Settings, store: EmbeddedStore | None, guarding: Guard | None, token: str
+) -> Offering:
     """Open the daemon's session and offer the cards.
 
     :raises StoreUnavailable: if the store does not answer
@@ -135,12 +139,12 @@ async def _offered(plan: Plan, store: EmbeddedStore | None, guarding: Guard | No
     """
     complete = await store.start() if store is not None else False
     url = plan.url or f"unix://{plan.folders.store_socket}"
-    session = open_session(url, plan.pool, plan.settings, plan.folders.api_socket)
+    session = open_session(url, plan.pool, settings, plan.folders.api_socket)
     cards = await open_cards(plan.settings.gpus.simulate, plan.pool, os.path.join(plan.folders.state, "simulated"))
     offerer = hashlib.sha256(token.encode()).hexdigest()[:16]
     folder = plan.folders.runtime
     word = GuardsWord(guarding) if guarding is not None else None
-    offered = Offering(session, plan.settings, cards, guard=word, offerer=offerer, folder=folder)
+    offered = Offering(session, settings, cards, guard=word, offerer=offerer, folder=folder)
     try:
         if store is not None:
             offered.vouch(store.run_id if complete else None, fresh=store.fresh)
@@ -165,6 +169,7 @@ async def _serve_pool(
     plan: Plan,
     store: EmbeddedStore | None,
     offered: Offering,
+    made: Services,
     guarding: Guard,
     token: str,
     tcp: list[socket.socket],
@@ -172,35 +177,44 @@ async def _serve_pool(
     stopping: anyio.Event,
 ) -> None:
     """Run all services until `stopping` is set and the web has ended."""
-    url, keys = offered.session.url, offered.session.keys
-    hello = _about(plan, offered)
-    feed = Feed(offered.store, keys)
-    pulses = Pulses()
-    all_of_it = Services(plan, offered, guarding, pulses, feed)
+    url, hello, current = offered.session.url, _about(plan, offered), made.current
     async with anyio.create_task_group() as services:
         if store is not None:
             await services.start(store.run, partial(_vouch_again, offered, store))
-        await services.start(feed.run)
-        await all_of_it.start(services)
+        await services.start(made.feed.run)
+        await made.start(services)
         secret = without_secret(url) != url
         door = partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, listener=doors.guard)
-        await services.start(partial(door, secret=secret, alive_s=plan.settings.session.keepalive))
-        backend = _backend(plan, offered, guarding, feed, token, stopping, services)
+        await services.start(partial(door, secret=secret, alive_s=lambda: current.settings.session.keepalive))
+        backend = _backend(plan, offered, made, guarding, token, stopping, services)
         host, port = _address(plan.listen, tcp)
-        app = application(routes.ROWS, backend, Names(plan.settings.web, host, port))
+        names = Names(current.settings.web, host, port)
+        current.tell(lambda _before, now: names.allow(now.web))
+        app = application(routes.ROWS, backend, names)
         try:
             async with anyio.create_task_group() as web:
                 sockets = doors.api or [*tcp, listening.bind_unix(plan.folders.api_socket)]
-                await web.start(listening.run, app, sockets, stopping)
-                _say_ready(plan, offered, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                tls = encrypting.context_of(plan.settings.web.tls)
+                await web.start(listening.run, app, sockets, stopping, tls)
+                say_ready(
+                    __version__,
+                    plan,
+                    offered.cards,
+                    len(offered.gpus),
+                    f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}",
+                )
+                made.on_ready()
                 interval_s = notify.watchdog_interval_s()
                 if interval_s is not None:
-                    services.start_soon(watchdog.run, pulses, interval_s)
+                    services.start_soon(watchdog.run, made.pulses, interval_s)
                 await stopping.wait()
                 notify.notify("STOPPING=1")
                 _log.info("daemon.stopping", message="the daemon stops")
+                await made.alerts.sign_off()
         finally:
             _take_down(plan, doors)
+        stops = plan.stop_store and store is not None
+        await say_who_holds(offered.ask, offered.session.keys, guarding.callers, store_stops=stops)
         services.cancel_scope.cancel()
 
 
@@ -234,46 +248,41 @@ def _address(listen: str, sockets: list[socket.socket]) -> tuple[str, int]:
 def _backend(
     plan: Plan,
     offered: Offering,
+    made: Services,
     guarding: Guard,
-    feed: Feed,
     token: str,
     stopping: anyio.Event,
     tasks: anyio.abc.TaskGroup,
 ) -> Backend:
+    assert isinstance(made.feed, Feed)
+    metrics = Metrics()
+    made.feed.tell(metrics.heard.take)
     return Backend(
         pool=plan.pool,
         url=offered.session.url,
         api_socket=plan.folders.api_socket,
-        settings=plan.settings,
+        current=made.current,
         version=__version__,
         token=token,
         uid=os.getuid(),
-        ask=offered.ask,
-        feed=feed,
+        ask=partial(metrics.timed, offered.ask),
+        feed=made.feed,
+        published=lambda: offered.session.defaults,
         guard_for=lambda pid, started, uid: LocalGuard(guarding, Process(pid, started) if pid else None, uid),
-        limits_s=lambda job: in_seconds(limits_of(job, Rules.of(plan.settings))),
+        limits_s=lambda job: in_seconds(limits_of(job, Rules.of(made.current.settings))),
         reasons=lambda: (offered.trouble,) if offered.trouble else (),
         tasks=tasks,
         stopping=stopping,
+        configuring=made.configuring,
+        impact=made.impacts,
+        replay=made.impacts.replay,
+        rollouts=made.rollouts,
+        alerts=made.alerts,
+        host_pid=HostPids(guarding.callers, offered.session.process.boot_id),
+        oversees=made.oversees,
+        connections=offered.store.connections,
+        metrics=metrics,
     )
-
-
-def _say_ready(plan: Plan, offered: Offering, address: str) -> None:
-    line = (
-        f"gpulockd {__version__} ready: pool {plan.pool}, {_counted(offered.cards, len(offered.gpus))}, {address}, "
-        f"{plan.folders.api_socket}"
-    )
-    with suppress(OSError):  # a terminal that is closed must not end the daemon
-        print(line, flush=True)
-    notify.notify("READY=1", f"STATUS={line}")
-    _log.info("daemon.ready", pool=plan.pool, gpus=len(offered.gpus), message=line)
-
-
-def _counted(cards: Cards, count: int) -> str:
-    if count == 0:
-        return f"no GPU ({cards.describe()})"
-    kind = "simulated " if cards.source == "simulated" else ""
-    return f"{count} {kind}GPU{'' if count == 1 else 's'}"
 
 
 def main(options: Options) -> int:

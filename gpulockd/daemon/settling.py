@@ -15,6 +15,7 @@ import anyio.lowlevel
 import structlog
 
 from gpulockd.clock import boottime_s
+from gpulockd.daemon.current import Current
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.ledgers import lease_of, party_of
@@ -28,7 +29,6 @@ from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.verbs import Call
 from gpulockd.model import Snapshot, TicketRecord
-from gpulockd.settings import Settings
 
 SOON_S = 0.02
 """How long changes gather before the ledger is compared with the fence, where nobody waits for it (in seconds)."""
@@ -41,7 +41,7 @@ RETRY_S = 0.2
 LOOKED_AT = frozenset(
     {"lock_expired", "lock_revoked", "gpu_settling", "gpu_quarantined", "session_lost", "wait_abandoned", "broken"}
 )
-LOST_BY = frozenset({"expired", "revoked", "died", "overruled", "gpu_lost"})
+LOST_BY = frozenset({"expired", "revoked", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent"})
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Settling:
         guard: Guard,
         ask: Asks,
         keys: PoolKeys,
-        settings: Settings,
+        current: Current,
         occupants: Occupants = nothing_seen,
         card_pids: CardPids = no_cards,
     ) -> None:
@@ -71,13 +71,13 @@ class Settling:
         self.guard = guard
         self._ask = ask
         self._keys = keys
-        self._settings = settings
-        self.out = SeeingOut(guard, settings, self._report, occupants, card_pids)
+        self._current = current
+        self.out = SeeingOut(guard, current, self._report, occupants, card_pids)
         self._memories = Memories()
         self._news = anyio.Event()
         self._leaving: set[tuple[str, int]] = set()
         self._must_look = True
-        self.adopts = settings.gpus.guard
+        self.adopts = current.settings.gpus.guard
         """Whether leases may stand in the ledger that were never let in: after the pool has got this guard."""
         self._vouched_at = 0.0
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -90,7 +90,7 @@ class Settling:
 
     def adopt_again(self) -> None:
         """The pool has got this guard anew: meanwhile somebody may have begun without it."""
-        self.adopts = self._settings.gpus.guard
+        self.adopts = self._current.settings.gpus.guard
         self.wake(look=True)
 
     async def press(self, lease: str, gpus: tuple[str, ...]) -> None:
@@ -186,7 +186,7 @@ class Settling:
 
     async def _vouch(self) -> float:
         """Keep the sessions of living processes that are inside; their own keepalives may stall with their process."""
-        every_s = self._settings.session.keepalive
+        every_s = self._current.settings.session.keepalive
         due_s = self._vouched_at + every_s - anyio.current_time()
         if due_s > 0:
             return due_s

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import anyio
 import msgspec
 import structlog
 
+from gpulockd.client.line import Line
 from gpulockd.client.session import OpenAnswer, Session
 from gpulockd.client.whoami import machine
+from gpulockd.clock import boottime_s
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
@@ -17,6 +21,8 @@ from gpulockd.ledger.store import Store
 from gpulockd.ledger.verbs import Brought, BroughtLease, Terms
 from gpulockd.model import Gpu, Process
 from gpulockd.settings import Settings
+
+REBOOT_RETRY_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -104,6 +110,34 @@ def elsewhere(pool: str, answer: a.Elsewhere) -> ElsewhereError:
         "(--pool NAME, GPULOCKD_POOL or 'pool:' in config.yml), or stop that daemon",
         host=answer.host,
     )
+
+
+async def open_after_reboot(line: Line) -> None:
+    """Open the session; after a reboot of this host wait until the ledger has ended its earlier offer.
+
+    :raises ElsewhereError: if another host offers this pool
+    """
+    until_s = boottime_s() + line.session.terms.ttl_ms / 1000 + 2.0
+    said = False
+    while True:
+        try:
+            return await line.ready()
+        except ElsewhereError as other:
+            if other.host != socket.gethostname() or boottime_s() > until_s:
+                raise
+            if not said:
+                said = True
+                _log.info("offer.waits", message="waiting for the end of this host's offer of an earlier boot")
+            await anyio.sleep(REBOOT_RETRY_S)
+
+
+async def lacks(guard: Guarding, own: Session, store: Store) -> bool:
+    """Whether the ledger has lost a lease that the guard has let in."""
+    inside = {lease.id for _, _, lease in guard.assertions()}
+    if not inside:
+        return False
+    answer = await store.ask(verbs.snapshot(own.keys, length=1))
+    return not isinstance(answer, a.Pictured) or not inside <= {ticket.id for ticket in answer.snapshot.leases}
 
 
 async def assert_all(guard: Guarding, own: Session, store: Store) -> None:

@@ -86,6 +86,11 @@ def _seen_age(now_ms: int, fields: Flat) -> int | None:
     return max(0, now_ms - int(float(fields["due_ms"])) + int(float(fields["lock_timeout_ms"])))
 
 
+def _ends_in(now_ms: int, fields: Flat) -> int | None:
+    due_ms = fields.get("due_ms")
+    return max(0, int(float(due_ms)) - now_ms) if due_ms and fields.get("state") == "held" else None
+
+
 def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketRecord:
     fields, id, process = _flat(row[0]), row[1].decode(), row[2]
     fields |= core_of(fields["core"]) if "core" in fields else {}
@@ -109,6 +114,7 @@ def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketReco
         level=fields.get("level", ""),  # type: ignore[arg-type] # Lua writes only these words
         seen_age_ms=_seen_age(now_ms, fields),
         missed_age_ms=_age(now_ms, fields, "missed_ms"),
+        ends_in_ms=_ends_in(now_ms, fields),
         of=fields.get("of"),
         place=place,
         chosen=_keys(fields.get("chosen")),

@@ -35,13 +35,14 @@ def _terms(reply: Reply) -> tuple[PoolClock, int]:
     if clock is None:
         if len(_clock_cache) > 256:
             _clock_cache.clear()
-        epoch, _, guarded = text(reply[1]).partition(" ")
+        epoch, version, *guarded = text(reply[1]).split(" ")
         clock = PoolClock(
             epoch=epoch,
+            version=int(version.removeprefix("v")),
             ttl_ms=int(reply[2]),
             step_ms=int(reply[3]),
             keepalive_ms=int(reply[4]),
-            guarded=guarded == "guarded",
+            guarded="guarded" in guarded,
         )
         _clock_cache[words] = clock
     return clock, int(reply[5])

@@ -6,6 +6,7 @@
 | `recorded:tasks` | hash | task -> `TaskBook`, at most 500, the least recent dropped |
 | `recorded:tasks:<day>` | hash, 14 days | day since 1970: task -> `Tally` |
 | `recorded:<hour>` | hash, 14 days | hour since 1970: minute "0" ... "59" and `all` -> `Tally` |
+| `recorded:load:<hour>` | hash, 14 days | the same for `Load`, which nobody counts from events (`load.py`) |
 
 Times are those of the events: the server's wall clock.
 """

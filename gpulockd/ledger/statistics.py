@@ -122,7 +122,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         begin_ms = to_ms - round(since_s * 1000) if from_ms is None else from_ms
         longest_ms = (MOST_HOURS_BY_MINUTE if by == "minute" else MOST_HOURS) * HOUR_MS
         begin_ms = max(begin_ms, first.wall_ms - MOST_HOURS * HOUR_MS, to_ms - longest_ms) // MINUTE_MS * MINUTE_MS
-        hours = _hours(begin_ms, to_ms, whole=by == "hour", now_ms=first.wall_ms)
+        hours = hours_of(begin_ms, to_ms, whole=by == "hour", now_ms=first.wall_ms)
         books = read_tasks({name: value for fields in first.hashes[1:] for name, value in fields.items()})
         days = _days(begin_ms, to_ms, None if tasks is None else books)
         second = await ask(recorded(keys, parts=[(hour_name(hour), field) for hour, field in hours] + days))
@@ -157,7 +157,7 @@ def _days(from_ms: int, to_ms: int, names: Collection[str] | None) -> list[tuple
     return [(day_name(day), field) for day in days for field in fields]
 
 
-def _hours(from_ms: int, to_ms: int, *, whole: bool, now_ms: int) -> list[tuple[int, str]]:
+def hours_of(from_ms: int, to_ms: int, *, whole: bool, now_ms: int) -> list[tuple[int, str]]:
     """Return the hours of a window, and which field of each is to be read: of those wholly inside, the sum alone."""
     hours = []
     for hour in range(from_ms // HOUR_MS, to_ms // HOUR_MS + 1):

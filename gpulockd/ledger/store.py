@@ -15,6 +15,7 @@ from redis import exceptions as broken
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.ledger import address
 from gpulockd.ledger.keys import FLEET_HOSTS, FLEET_POOLS
+from gpulockd.ledger.loading import check_loaded
 from gpulockd.ledger.verbs import Call
 from gpulockd.ledger.wire.by_redis_py import RedisPyCommands
 from gpulockd.ledger.wire.commands import Commands, WireCommands
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 OLDEST_VERSION = (7, 0)
 NOT_LOADED = "Function not found"
-LOADED_BY_ANOTHER = "already exists"
 
 
 class mapped:
@@ -159,8 +159,7 @@ class Store:
         try:
             await self._commands.load(library)
         except (Refused, broken.ResponseError) as refused:
-            if LOADED_BY_ANOTHER not in str(refused):
-                raise
+            check_loaded(refused, address.without_secret(self.url))
 
     async def _info(self, section: str) -> dict[str, Any]:
         self.commands += 1
@@ -196,6 +195,10 @@ class Store:
     async def run_id(self) -> str:
         """The run id of the server that answers."""
         return str((await self._info("server"))["run_id"])
+
+    async def connections(self) -> int:
+        """How many connections the server that answers has open, of all its clients."""
+        return int((await self._info("clients"))["connected_clients"])
 
     async def read_events(self, stream: str, after: str, count: int = 256) -> list[bytes]:
         """Events of a pool's stream after an id such as "17-1" or "0", oldest first, as JSON."""
@@ -263,8 +266,7 @@ class BlockingStore:
         try:
             run("FUNCTION LOAD", library)
         except broken.ResponseError as refused:
-            if LOADED_BY_ANOTHER not in str(refused):
-                raise
+            check_loaded(refused, address.without_secret(self.url))
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""

@@ -152,7 +152,7 @@ class Tally(msgspec.Struct, array_like=True):
     @property
     def recoveries(self) -> int:
         """How many leases were ended for their holder: it died, was cut off, let its time pass, or was made to stop."""
-        return self.of("lock_expired") + self.of("lock_revoked")
+        return self.of("lock_expired") + self.of("lock_revoked") - self.of("lock_revoked:operator")
 
     @property
     def failed_recoveries(self) -> int:
@@ -161,11 +161,12 @@ class Tally(msgspec.Struct, array_like=True):
 
     @property
     def limits_reached(self) -> dict[str, int]:
-        """How many leases have reached each level of age; "hard" ones lose theirs besides."""
-        return {
+        """How many leases have reached each level of age; "hard" ones lose theirs, unless nothing may be recovered."""
+        reached = {
             level: self.of(f"timeout_warned:{level}") + self.of(f"stop_requested:{level}")
             for level in ("warning", "soft", "hard")
         }
+        return reached | {"hard": reached["hard"] + self.of("lock_revoked:hard_timeout")}
 
     @property
     def cleanups(self) -> dict[str, int]:

@@ -13,14 +13,17 @@ import msgspec
 
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import reading
-from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.keys import FleetKeys, PoolKeys
 from gpulockd.ledger.lua_files import Script, script
 from gpulockd.model import Gpu, Job, Process, Wants
 from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
 
 T = TypeVar("T")
 Reply = list[Any]
-EndReason = Literal["released", "abandoned", "timed_out", "revoked", "died", "gpu_lost"]
+EndReason = Literal[
+    "released", "abandoned", "timed_out", "died", "revoked", "operator", "hard_timeout", "silent", "gpu_lost"
+]
+"""Why something ends. The last five take a lease from its holder; "revoked" alone does not say who."""
 
 encode = msgspec.json.encode
 
@@ -30,7 +33,9 @@ class Call(Generic[T]):
 
     __slots__ = ("args", "extends", "keys", "read", "script")
 
-    def __init__(self, call: Script, keys: PoolKeys, args: tuple[Any, ...], read: Callable[[Reply], T]) -> None:
+    def __init__(
+        self, call: Script, keys: PoolKeys | FleetKeys, args: tuple[Any, ...], read: Callable[[Reply], T]
+    ) -> None:
         self.script = call
         self.keys = keys
         self.args = args
@@ -210,7 +215,7 @@ def end(
 def progress(
     keys: PoolKeys, *, session: str, id: str, token: int, percent: float | None, note: str
 ) -> Call[a.Noted | a.Gone | a.Stale | a.NoSession | a.Unopened]:
-    """Say how far the work of a lease is (`percent` 0 to 100)."""
+    """Say how far the work of a lease is (`percent` 0 to 100). `session` "": its user says it, not its process."""
     args = (session, id, str(token), "" if percent is None else f"{percent:g}", note)
     return Call(script("progress"), keys, args, reading.progressed)
 
@@ -231,6 +236,7 @@ def offer(
     knows_all: bool = False,
     highest_token: int = 0,
     offerer: str = "",
+    version: int | None = None,
 ) -> Call[a.Offered | a.Elsewhere | a.NoSession | a.Unopened | a.AskFleet]:
     """Put gpus at the pool's disposal.
 
@@ -240,6 +246,7 @@ def offer(
     :param knows_all: everybody whom it has let in has been asserted again, and nobody else can be in
     :param highest_token: the highest token that it has let in
     :param offerer: who offers, the same over restarts of this daemon: another one is refused while it lives
+    :param version: of these defaults as this daemon knows it; None: it has not published yet
     """
     args = (
         session,
@@ -256,6 +263,7 @@ def offer(
         "1" if knows_all else "0",
         str(highest_token),
         offerer,
+        "" if version is None else str(version),
     )
     return Call(script("offer"), keys, args, reading.offered)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
+import anyio
 import msgspec
 import structlog
 from starlette.applications import Starlette
@@ -16,12 +19,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gpulockd.errors import GpuLockError
-from gpulockd.web.auth import Fence, Names, caller_of, check_writer
+from gpulockd.web.auth import Fence, Names, caller_of, check_operator, check_writer
 from gpulockd.web.backend import Backend
 from gpulockd.web.problems import ProblemError, of_error, problem, refusal, response
+from gpulockd.web.same_line import same_line
+from gpulockd.web.streams import Stream
 from gpulockd.web.table import Row, Visit
+from gpulockd.web.timing import Timed
 
 LONGEST_BODY = 64 * 1024
+BODY_WITHIN_S = 10.0
+"""How long a body may take to arrive (in seconds)."""
+
 SAFETY = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 _log = structlog.get_logger(__name__)
@@ -32,9 +41,9 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
     by_path: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_path.setdefault(row.path, {})[row.method] = row
-    return Starlette(
+    made = Starlette(
         routes=[Route(path, _endpoint(methods, backend), methods=list(methods)) for path, methods in by_path.items()],
-        middleware=[Middleware(Fence, names=names)],
+        middleware=[Middleware(Timed, metrics=backend.metrics), Middleware(Fence, names=names)],
         exception_handlers={
             ProblemError: _on_problem,
             GpuLockError: _on_ours,
@@ -43,6 +52,8 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
             Exception: _on_crash,
         },
     )
+    made.router.redirect_slashes = False
+    return made
 
 
 def _endpoint(methods: dict[str, Row], backend: Backend) -> Callable[[Request], Awaitable[Response]]:
@@ -50,27 +61,40 @@ def _endpoint(methods: dict[str, Row], backend: Backend) -> Callable[[Request], 
         row = methods["GET" if request.method == "HEAD" else request.method]
         web = backend.settings.web
         caller = caller_of(request, backend.token, backend.uid, web.writes)
-        if row.access == "writer":
-            check_writer(caller)
+        if row.access != "free":
+            check_writer(caller, await same_line(request) if caller.is_unknown else "")
+        if row.access == "operator":
+            check_operator(caller)
+        row.check_query(request)
         body = None
         if row.request is not None:
             body = _decoded(await _body(request), row.request)
         answer = await row.handler(Visit(request=request, backend=backend, caller=caller, body=body))
         if isinstance(answer, Response):
-            return answer
+            # A stream's head says nothing of its body, which would never end.
+            whole = request.method != "HEAD" or not isinstance(answer, Stream)
+            return answer if whole else Response(media_type=row.media, headers=SAFETY)
         return Response(msgspec.json.encode(answer), media_type=row.media, headers=SAFETY)
 
+    endpoint.route = next(iter(methods.values())).path  # type: ignore[attr-defined] # for `Timed`
     return endpoint
 
 
 async def _body(request: Request) -> bytes:
-    """:raises ProblemError: 413 if it has more than 64 KiB"""
+    """:raises ProblemError: 413 if it has more than 64 KiB, 415 if it is compressed, 408 if it comes too slowly"""
+    close, coding = {"connection": "close"}, request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        detail = f"a body with Content-Encoding {coding[:40]!r} is not read"
+        raise refusal(415, "encoded", detail, "send the JSON as it is", headers=close)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > LONGEST_BODY:
-            headers = {"connection": "close"}
-            raise refusal(413, "too_large", f"more than {LONGEST_BODY} bytes", "send a smaller body", headers=headers)
+    with anyio.move_on_after(BODY_WITHIN_S) as waiting:
+        async for part in request.stream():
+            body += part
+            if len(body) > LONGEST_BODY:
+                detail = f"more than {LONGEST_BODY} bytes"
+                raise refusal(413, "too_large", detail, "send a smaller body", headers=close)
+    if waiting.cancelled_caught:
+        raise refusal(408, "slow", "the body did not arrive in time", "send it in one piece", headers=close)
     return bytes(body)
 
 
@@ -82,9 +106,18 @@ def _decoded(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as wrong:
-        raise refusal(422, "invalid", str(wrong), "GET /api/v1/openapi.json tells the form of each body") from None
+        hint = _meant(str(wrong), kind) or "GET /api/v1/openapi.json tells the form of each body"
+        raise refusal(422, "invalid", str(wrong), hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         raise refusal(400, "not_json", f"the body is not JSON: {wrong}", "send one JSON object") from None
+
+
+def _meant(message: str, kind: Any) -> str | None:
+    """The field that an unknown one is most similar to, as a question."""
+    unknown = re.match(r"Object contains unknown field `(\w+)`", message)
+    known = getattr(kind, "__struct_encode_fields__", ())
+    near = difflib.get_close_matches(unknown[1], known, n=1) if unknown else []
+    return f"did you mean {near[0]!r}?" if near else None
 
 
 async def _on_problem(_request: Request, error: Exception) -> Response:
@@ -98,11 +131,14 @@ async def _on_ours(_request: Request, error: Exception) -> Response:
     return response(found, {"retry-after": "1"} if found.status == HTTPStatus.SERVICE_UNAVAILABLE else None)
 
 
-async def _on_http(_request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    allow = (error.headers or {}).get("Allow", "")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"allow": allow})
     words = {
         404: ("not_found", "GET /api/v1/openapi.json lists all routes"),
-        405: ("method_not_allowed", f"this route takes {(error.headers or {}).get('Allow', 'other methods')}"),
+        405: ("method_not_allowed", f"this route takes {allow}"),
     }
     kind, hint = words.get(error.status_code, ("http", "GET /api/v1/openapi.json lists all routes"))
     return response(problem(error.status_code, kind, error.detail, hint), dict(error.headers or {}))

@@ -19,9 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpulockd.errors import ConfigError
 from gpulockd.settings import WebBlock
-from gpulockd.web.problems import problem, refusal, response
+from gpulockd.web.problems import Problem, problem, refusal, response
 
 TOKEN_FILE = "api-token"
+LONGEST_HEAD = 16 * 1024
+LONGEST_TARGET = 8 * 1024
 OVERFLOW_UID = 65534
 WRITE_HINT = 'send the header "Authorization: Bearer $(gpulockd token)", or use the unix socket'
 
@@ -40,6 +42,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: Peer | None
     trusted: bool
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody can say who this is: TCP without the token."""
+        return self.peer is None and not self.trusted
 
     @property
     def user(self) -> str:
@@ -99,14 +106,21 @@ def caller_of(request: Request, token: str, uid: int, writes: str) -> Caller:
     return Caller(peer=None, trusted=known or local)
 
 
-def check_writer(caller: Caller) -> None:
+def check_writer(caller: Caller, hint: str = WRITE_HINT) -> None:
     """:raises ProblemError: unless the caller has said who it is: 401 over TCP, 403 for a user nobody can name"""
-    if caller.peer is None and not caller.trusted:
+    if caller.is_unknown:
         headers = {"www-authenticate": "Bearer"}
-        raise refusal(401, "unauthorized", "writing over TCP needs the API token", WRITE_HINT, headers=headers)
+        raise refusal(401, "unauthorized", "writing over TCP needs the API token", hint, headers=headers)
     if caller.peer is not None and caller.peer.uid == OVERFLOW_UID and not caller.trusted:
         detail = "the kernel cannot tell which user this is (another user namespace)"
         raise refusal(403, "forbidden", detail, "run it in the host's user namespace, or use TCP with the token")
+
+
+def check_operator(caller: Caller) -> None:
+    """:raises ProblemError: 403 unless the caller is trusted"""
+    if not caller.trusted:
+        detail = f"{caller.user or 'this user'} may change nothing that is everybody's"
+        raise refusal(403, "forbidden", detail, "ask as root or as the daemon's user, or over TCP with the token")
 
 
 def check_owner(caller: Caller, user: str) -> None:
@@ -114,7 +128,7 @@ def check_owner(caller: Caller, user: str) -> None:
     if caller.trusted or (caller.peer is not None and user and user == caller.user):
         return
     detail = f"this lease belongs to {user or 'another user'}, and you are {caller.user or 'unknown'}"
-    raise refusal(403, "forbidden", detail, "its own user, root and the daemon's user may end it")
+    raise refusal(403, "forbidden", detail, "its own user, root and the daemon's user may do this")
 
 
 class Names:
@@ -126,6 +140,10 @@ class Names:
         self._own = {"localhost", "127.0.0.1", "[::1]"}
         if host not in ("", "0.0.0.0", "::"):
             self._own.add(f"[{host}]" if ":" in host else host.lower())
+        self.allow(web)
+
+    def allow(self, web: WebBlock) -> None:
+        """Answer to the names that the configuration says now, besides its own."""
         self._allowed = {name.lower() for name in web.allowed_hosts}
 
     def knows(self, host: str, local: str | None = None) -> bool:
@@ -138,7 +156,7 @@ class Names:
         if host in self._allowed or name in self._allowed:
             return True
         own = name in self._own or (local is not None and name == (f"[{local}]" if ":" in local else local))
-        return own and (port or 80) == self.port
+        return own and self.port in ((port,) if port else (80, 443))
 
     def knows_origin(self, origin: str) -> bool:
         """Return whether an Origin header means a page of this daemon."""
@@ -170,6 +188,9 @@ class Fence:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
         local = scope["server"][0] if scope.get("server") else None
+        long = _too_long(scope)
+        if long is not None:
+            return response(long, {"connection": "close"})
         on_unix = scope.get("state", {}).get("peer") is not None
         if not on_unix and (len(hosts) != 1 or not self.names.knows(hosts[0], local)):
             detail = f"the host {', '.join(hosts) or '(none)'} is not this daemon's"
@@ -178,4 +199,25 @@ class Fence:
         if any(not self.names.knows_origin(origin) for origin in origins):
             detail = f"pages of {', '.join(origins)} may not use this daemon"
             return response(problem(403, "foreign_origin", detail, "use the daemon's own page, or a program"))
+        if _sent_by_a_foreign_page(scope):
+            detail = "pages of other sites may not use this daemon"
+            return response(problem(403, "foreign_origin", detail, "use the daemon's own page, or a program"))
         return None
+
+
+def _too_long(scope: Scope) -> Problem | None:
+    if len(scope["raw_path"]) + len(scope["query_string"]) > LONGEST_TARGET:
+        return problem(414, "too_large", f"the URL has more than {LONGEST_TARGET} bytes", "send a shorter one")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEAD:
+        return problem(
+            431, "too_large", f"the headers have more than {LONGEST_HEAD} bytes", "send fewer or shorter ones"
+        )
+    return None
+
+
+def _sent_by_a_foreign_page(scope: Scope) -> bool:
+    """Whether a browser says that another site's page sends this; a link that is followed may come from anywhere."""
+    said = {name: value for name, value in scope["headers"] if name.startswith(b"sec-fetch-")}
+    foreign = said.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+    followed = scope["method"] in ("GET", "HEAD") and said.get(b"sec-fetch-mode") == b"navigate"
+    return foreign and not followed

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.abc
 
 from gpulockd.client.guarded import Admits
 from gpulockd.errors import StoreUnavailable
+from gpulockd.events import Event
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.forecast import Holds
 from gpulockd.ledger.keys import PoolKeys
+from gpulockd.ledger.recorded import UnreadableError
 from gpulockd.ledger.verbs import Call, Terms
 from gpulockd.model import Job, Snapshot
 from gpulockd.settings import Settings
+from gpulockd.web.configures import Configures, Impacts, Replays, RollsOut
 from gpulockd.web.feed import Feed
+from gpulockd.web.hostpids import HostPid, with_host_pids
+from gpulockd.web.known import Knowing, Known
+from gpulockd.web.metrics import Metrics
+from gpulockd.web.overseeing import Oversees
+from gpulockd.web.page.kept import Kept
 
 T = TypeVar("T")
 
@@ -32,11 +41,37 @@ class Asks(Protocol):
     async def __call__(self, call: Call[T]) -> T: ...
 
 
+class InForce(Protocol):
+    """The settings of the daemon, which may change while it runs."""
+
+    settings: Settings
+
+
+class Alerting(Protocol):
+    """The daemon's alerts: judged and told there; the routes only write what people say of them."""
+
+    def reconsider(self) -> None:
+        """Judge soon."""
+
+    async def test_channel(self, name: str | None = None) -> Mapping[str, object]:
+        """Send a test message over one channel, or over all.
+
+        :raises KeyError: if there is no such channel
+        """
+
+
 class GivesBack(Protocol):
-    """A lease that the daemon holds for a process."""
+    """A lease that the daemon holds for a process, or for a time."""
 
     def give_back(self) -> None:
         """End it as its holder would."""
+
+    def renew(self, ttl_s: float) -> None:
+        """Let it go on for so long from now (in seconds)."""
+
+    @property
+    def ends_in_s(self) -> float | None:
+        """How long until its time is over (in seconds); None if it has none."""
 
 
 @dataclass(kw_only=True)
@@ -45,35 +80,62 @@ class Backend:
 
     :param url: the store's
     :param api_socket: path of the unix socket
+    :param current: has the settings in force
+    :param published: what the pool has published for those who ask
     :param guard_for: who lets in a lease on this host, for a process (pid, its start in kernel ticks, its user's uid)
     :param limits_s: the ages at which a job is warned of, asked to stop, and ended (in seconds)
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
     :param holdings: the leases that this daemon holds for processes, by id
     :param waiters: how many requests for a lease each user has open
+    :param configuring: reads and changes the configuration
+    :param impact: compares before and after a change; `replay` says what a proposed one would have done
+    :param rollouts: brings a change to the fleet in stages
+    :param alerts: judges and tells; None: nobody does
+    :param oversees: what the daemon's own services know; None: nobody watches
+    :param connections: how many connections the store has; None: it does not tell
+    :param host_pid: the host's pid of a session's process; None: pids are what the processes call themselves
+    :param metrics: what is measured for Prometheus
     :param stopping: set when the daemon stops: streams must end
     """
 
     pool: str
     url: str
     api_socket: str
-    settings: Settings
+    current: InForce
     version: str
     token: str
     uid: int
     ask: Asks
     feed: Feed
+    published: Callable[[], dict[str, Any]]
     guard_for: Callable[[int, int, int], Admits | None]
     limits_s: Callable[[Job], tuple[float, float, float]]
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup
     stopping: anyio.Event
+    configuring: Configures | None = None
+    impact: Impacts | None = None
+    replay: Replays | None = None
+    rollouts: RollsOut | None = None
+    alerts: Alerting | None = None
+    oversees: Oversees | None = None
+    connections: Callable[[], Awaitable[int]] | None = None
+    host_pid: HostPid | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    knowing: Knowing = field(default_factory=Knowing)
+    pages: Kept = field(default_factory=Kept)
     waiters: Counter[str] = field(default_factory=Counter)
     holdings: dict[str, GivesBack] = field(default_factory=dict)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)
     _picture: Snapshot | None = None
     _pictured_at: float = float("-inf")
     _pictured_seq: int = -1
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force now."""
+        return self.current.settings
 
     @property
     def keys(self) -> PoolKeys:
@@ -93,7 +155,31 @@ class Backend:
         answer = await self.ask(verbs.snapshot(self.keys, first=first, length=length))
         if not isinstance(answer, a.Pictured):
             raise StoreUnavailable(f"the store knows nothing of pool {self.pool!r} yet")
-        return answer.snapshot
+        return answer.snapshot if self.host_pid is None else with_host_pids(answer.snapshot, self.host_pid)
+
+    async def known(self) -> Known:
+        """Return the statistics of this moment; `window` reaches back as far as that of the alerts.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        return await self.knowing.now(self.ask, self.keys, self.feed, window_s=self.settings.alerts.window)
+
+    async def holds_ms(self) -> Holds:
+        """Return the last holds of each task (ms), for forecasts; none if another version has written them.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        try:
+            return (await self.known()).holds_ms()
+        except UnreadableError:
+            return {}
+
+    async def events(self) -> Sequence[Event]:
+        """Return the last events of a day, oldest first.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        return await self.knowing.events(self.ask, self.keys, self.feed)
 
     async def picture(self) -> Snapshot:
         """See the pool after all that the feed has told: one look serves all streams, and there are few a second."""

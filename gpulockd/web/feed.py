@@ -7,7 +7,7 @@ reader can slow another, and a lost connection leaves no gap.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import anyio
@@ -54,7 +54,12 @@ class Feed:
         self._keys = keys
         self._latest: deque[Happened] = deque(maxlen=KEPT)
         self._news = anyio.Event()
+        self._listeners: list[Callable[[Happened], None]] = []
         self.last = 0
+
+    def tell(self, listener: Callable[[Happened], None]) -> None:
+        """Call `listener` for each event from now on, once."""
+        self._listeners.append(listener)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; where the subscription breaks, read what was missed and go on."""
@@ -97,6 +102,8 @@ class Feed:
         if event.seq > self.last:
             self.last = event.seq
             self._latest.append(event)
+            for listener in self._listeners:
+                listener(event)
             self._news.set()
             self._news = anyio.Event()
 
@@ -115,6 +122,22 @@ class Feed:
         rows = await self._store.read_events(self._keys.events_channel, f"{seq}-1", PAGE)
         # Numbers may have holes: what the stream no longer has is passed over.
         return [_read(row) for row in rows] or [event for event in self._latest if event.seq > seq][:PAGE]
+
+    async def oldest(self) -> int:
+        """Return the seq of the oldest event that there still is, 0 if there is none.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        rows = await self._store.read_events(self._keys.events_channel, "0", 1)
+        return _read(rows[0]).seq if rows else 0
+
+    async def newest(self) -> int:
+        """Return the seq of the newest event, 0 if there is none.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        rows = await self._store.latest_events(self._keys.events_channel, 1)
+        return _read(rows[0]).seq if rows else 0
 
     async def seq_before(self, since: str) -> int:
         """Return the seq after which the events of the last `since` ("10m", or seconds) begin.

@@ -1,8 +1,8 @@
 """POST /api/v1/leases: a place in the queue, told line by line, then the lease.
 
 Every such request has a session of its own in the ledger, so that it waits, dies and is seen like any other program.
-Three ways it goes on after the grant: the process that chose session and ticket keeps them alive itself; the lease
-lasts as long as a process that was named; or as long as the connection.
+Four ways it goes on after the grant: the process that chose session and ticket keeps them alive itself; the lease
+lasts as long as a process that was named; for a time that its user renews; or as long as the connection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gpulockd.client.line import Line
 from gpulockd.client.refusals import in_the_way
 from gpulockd.client.session import Session
 from gpulockd.client.waiting import Waiting
+from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger.verbs import EndReason
 from gpulockd.units import format_duration
@@ -45,7 +46,7 @@ async def ask_lease(visit: Visit) -> Stream:
     :raises ProblemError: 429 if this user has too many such requests open
     """
     backend, caller = visit.backend, visit.caller
-    plan = wanting.plan_of(visit.body, backend.settings.gpu_lock, caller)
+    plan = wanting.plan_of(visit.body, backend.published(), caller)
     who = caller.user
     if backend.waiters[who] >= MOST_WAITERS:
         detail = f"{backend.waiters[who]} requests of {who or 'TCP clients'} are open"
@@ -91,6 +92,8 @@ class Holding:
         self._began_at = anyio.current_time()
         self._kept_by_another = False
         self._given_back = anyio.Event()
+        self._renewed = anyio.Event()
+        self._until_s = 0.0
 
     async def run(self, write: Write) -> None:
         """Wait, tell the lease, and hold it as the plan says. Whatever ends this leaves nothing behind.
@@ -116,12 +119,17 @@ class Holding:
                 backend.tasks.start_soon(self._hold_for_process, pidfd)
                 pidfd, self._kept_by_another = -1, True
                 return
+            elif self.plan.ttl_s is not None:
+                self.renew(self.plan.ttl_s)
+                backend.tasks.start_soon(self._hold_for_a_time)
+                self._kept_by_another = True
+                return
             else:
                 await self._hold_for_connection(write)
         finally:
             if pidfd >= 0:
                 close_descriptor(pidfd)
-            if self.plan.pid is None or not self._kept_by_another:
+            if (self.plan.pid is None and self.plan.ttl_s is None) or not self._kept_by_another:
                 await self._close("released" if self.caller.peer is not None else "died")
 
     # Waiting.
@@ -225,9 +233,34 @@ class Holding:
         """The owner of a lease that is held for a process gives it back: nobody else can."""
         self._given_back.set()
 
+    def renew(self, ttl_s: float) -> None:
+        """Let the lease go on for so long from now (in seconds)."""
+        self._until_s = boottime_s() + ttl_s
+        self._renewed.set()
+        self._renewed = anyio.Event()
+
+    @property
+    def ends_in_s(self) -> float | None:
+        """How long until its time is over (in seconds); None if it has none."""
+        return None if self.plan.ttl_s is None else max(0.0, self._until_s - boottime_s())
+
     async def _hold_for_process(self, pidfd: int) -> None:
-        """Hold until the process ends, or the lease is lost or given back. When the daemon stops, it lives on for its
-        ttl."""
+        try:
+            await self._hold_until(partial(anyio.wait_readable, pidfd))
+        finally:
+            close_descriptor(pidfd)
+
+    async def _hold_for_a_time(self) -> None:
+        await self._hold_until(self._time_is_over)
+
+    async def _time_is_over(self) -> None:
+        while (remaining_s := self.ends_in_s or 0.0) > 0:
+            with anyio.move_on_after(remaining_s):
+                await self._renewed.wait()
+
+    async def _hold_until(self, over: Callable[[], Awaitable[None]]) -> None:
+        """Hold until `over` returns, or the lease is lost or given back. When the daemon stops, the session lives on
+        for its ttl."""
         assert self.waiting is not None
         entry = self.waiting.entry
         self.backend.holdings[entry.id] = self
@@ -236,11 +269,10 @@ class Holding:
                 tasks.start_soon(_cancel_after, entry.lost.wait, tasks.cancel_scope)
                 tasks.start_soon(_cancel_after, self.backend.stopping.wait, tasks.cancel_scope)
                 tasks.start_soon(_cancel_after, self._given_back.wait, tasks.cancel_scope)
-                await anyio.wait_readable(pidfd)
+                await over()
                 self._kept_by_another = False
                 tasks.cancel_scope.cancel()
         finally:
-            close_descriptor(pidfd)
             del self.backend.holdings[entry.id]
             if entry.lost.is_set() or self._given_back.is_set():
                 self._kept_by_another = False

@@ -11,10 +11,9 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Generator
-from importlib.util import find_spec
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -22,10 +21,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gpulockd.errors import ConfigError
-from gpulockd.web.auth import Peer
+from gpulockd.web.connection import Doors, protocol
 
 BACKLOG = 512
-MOST_CONNECTIONS = 2000
 GRACE_S = 3
 KEEP_ALIVE_S = 30
 UNANSWERED_MS = 20_000
@@ -116,30 +114,6 @@ def bind_unix(path: str) -> socket.socket:
     return made
 
 
-class _KnowsPeer:
-    """What is put in front of uvicorn's protocol: it writes the peer of a unix socket into each scope's state."""
-
-    app_state: dict[str, Any]
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        sock = transport.get_extra_info("socket")
-        peer: Peer | None = None
-        if sock is not None and sock.family == socket.AF_UNIX:
-            words = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pid, uid = (int.from_bytes(words[at : at + 4], "little") for at in (0, 4))
-            peer = Peer(pid=pid, uid=uid)
-        self.app_state = {**self.app_state, "peer": peer}
-        super().connection_made(transport)  # type: ignore[misc] # uvicorn's protocol comes behind in the order of bases
-
-
-def _protocol() -> type[asyncio.Protocol]:
-    if find_spec("httptools") is not None:
-        from_uvicorn = uvicorn.importer.import_from_string("uvicorn.protocols.http.httptools_impl:HttpToolsProtocol")
-    else:
-        from_uvicorn = uvicorn.importer.import_from_string("uvicorn.protocols.http.h11_impl:H11Protocol")
-    return type("PeerProtocol", (_KnowsPeer, from_uvicorn), {})
-
-
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, stop: anyio.Event, started: anyio.abc.TaskStatus[None]) -> None:
         super().__init__(config)
@@ -161,24 +135,47 @@ async def run(
     app: ASGIApp,
     sockets: list[socket.socket],
     stop: anyio.Event,
+    tls: ssl.SSLContext | None = None,
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on the sockets until `stop` is set; then streams have 3 s to end."""
+    """Serve on the sockets until `stop` is set; then streams have 3 s to end.
+
+    :param tls: what the TCP sockets encrypt with; the unix socket is never encrypted
+    """
+    connections = protocol(Doors(os.getuid()))
+    local = [one for one in sockets if tls is None or one.family == socket.AF_UNIX]
+    remote = [one for one in sockets if one not in local]
+    async with anyio.create_task_group() as servers:
+        for found, context in ((local, None), (remote, tls)):
+            if found:
+                await servers.start(_serve, app, found, stop, connections, context)
+        task_status.started()
+
+
+async def _serve(
+    app: ASGIApp,
+    sockets: list[socket.socket],
+    stop: anyio.Event,
+    connections: type[asyncio.Protocol],
+    tls: ssl.SSLContext | None,
+    *,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
     config = uvicorn.Config(
         app,
-        http=_protocol(),
+        http=connections,
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
     await _Server(config, stop, task_status).serve(sockets)

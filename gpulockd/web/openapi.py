@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, get_args
 
 import msgspec
 
 from gpulockd.web.problems import MEDIA_TYPE, Problem
-from gpulockd.web.table import Row
+from gpulockd.web.table import Query, Row
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
+_ALWAYS = (400, 403, 414, 421, 431, 500, 503)
+_WITH_BODY = (408, 413, 415, 422)
+_HEADERS = {
+    401: {"WWW-Authenticate": {"description": "Bearer", "required": True, "schema": {"type": "string"}}},
+    503: {"Retry-After": {"description": "when to ask again (in seconds)", "schema": {"type": "integer"}}},
+}
 
-def document(rows: Iterable[Row], version: str) -> dict[str, Any]:
-    """Return the document of these rows; every route has its own entry."""
+
+def document(rows: Iterable[Row], version: str, *, needs_token: bool = True) -> dict[str, Any]:
+    """Return the document of these rows; every route has its own entry.
+
+    :param needs_token: whether a write needs the bearer token, as over TCP; on the unix socket the peer's uid decides
+    """
     rows = list(rows)
-    types = {kind for row in rows for kind in (*_kinds(row.answer), *_kinds(row.request))} | {Problem}
+    types = {kind for row in rows for kind in (*_kinds(row.answer), *_kinds(row.form or row.request))} | {Problem}
     ordered = sorted(types, key=lambda kind: str(kind.__name__))
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
         path = _PARAMETER.sub(r"{\1}", row.path)
-        paths.setdefault(path, {})[row.method.lower()] = _operation(row)
+        paths.setdefault(path, {})[row.method.lower()] = _operation(row, needs_token)
     return {
         "openapi": "3.1.0",
         "info": {"title": "gpulockd", "version": version, "summary": "One GPU, one program at a time, in a fair line."},
@@ -50,32 +61,55 @@ def _schema(annotation: Any) -> dict[str, Any]:
     return found[0] if len(found) == 1 else {"oneOf": found}
 
 
-def _operation(row: Row) -> dict[str, Any]:
-    name = row.handler.__name__
-    problems = {"description": "what went wrong, with a hint", "content": {MEDIA_TYPE: {"schema": _schema(Problem)}}}
+def _operation(row: Row, needs_token: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "operationId": name,
+        "operationId": row.handler.__name__,
         "summary": row.summary,
         "responses": {
             "200": {"description": row.summary, "content": {row.media: {"schema": _schema(row.answer)}}},
-            "default": problems,
+            **{str(status): _refusal(status) for status in _statuses(row)},
+            "default": _refusal(None),
         },
     }
     parameters: list[dict[str, Any]] = [
-        {"name": path, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": path, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for path in _PARAMETER.findall(row.path)
     ]
-    parameters += [
-        {"name": query.name, "in": "query", "description": query.summary, "schema": {"type": query.type}}
-        for query in row.query
-    ]
+    parameters += [_parameter(query) for query in row.query]
     if parameters:
         found["parameters"] = parameters
     if row.request is not None:
         found["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _schema(row.request)}},
+            "content": {"application/json": {"schema": _schema(row.form or row.request)}},
         }
-    if row.access == "writer":
+    if row.access != "free" and needs_token:
         found["security"] = [{"token": []}]
     return found
+
+
+def _statuses(row: Row) -> list[int]:
+    """Every status of a problem that this route may answer."""
+    found = {*_ALWAYS, *row.problems}
+    found |= set(_WITH_BODY) if row.request is not None else set()
+    found |= {422} if row.query else set()
+    found |= {404} if "{" in row.path else set()
+    found |= {401} if row.access != "free" else set()
+    return sorted(found)
+
+
+def _refusal(status: int | None) -> dict[str, Any]:
+    what = "what went wrong, with a hint" if status is None else HTTPStatus(status).phrase
+    found: dict[str, Any] = {"description": what, "content": {MEDIA_TYPE: {"schema": _schema(Problem)}}}
+    if status in _HEADERS:
+        found["headers"] = _HEADERS[status]
+    return found
+
+
+def _parameter(query: Query) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": query.type}
+    if query.type == "integer":
+        schema |= {"minimum": 0, "maximum": query.most}
+    elif query.pattern:
+        schema["pattern"] = query.pattern
+    return {"name": query.name, "in": "query", "description": query.summary, "schema": schema}

@@ -7,15 +7,19 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
+from gpulockd.config.staged import NotNow
 from gpulockd.errors import (
+    ConfigConflict,
     ConfigError,
     GpuLockError,
     GpuLockTimeout,
     ImpossibleRequest,
     LeaseLost,
     StoreUnavailable,
+    Unvalidated,
     WouldDeadlock,
 )
+from gpulockd.ledger.revisions import UnknownRevision
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -59,6 +63,10 @@ _OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
     (ImpossibleRequest, 422, "impossible", "GET /api/v1/gpus lists what there is"),
     (WouldDeadlock, 409, "would_deadlock", "ask for all GPUs in one call"),
     (LeaseLost, 410, "lost", "stop using the GPU and ask again"),
+    (UnknownRevision, 404, "not_found", "GET /api/v1/config/history lists them; the last 1,000 are kept"),
+    (NotNow, 409, "not_now", "`gpulockd config rollout` says where it stands"),
+    (ConfigConflict, 409, "conflict", "look at `gpulockd config show`, then send the change again"),
+    (Unvalidated, 409, "unvalidated", "validate it with `gpulockd bench config`, or say unvalidated (--unvalidated)"),
     (ConfigError, 422, "config", "correct the value that is named"),
 )
 
@@ -73,6 +81,13 @@ def of_error(error: GpuLockError) -> Problem:
         if isinstance(error, kind):
             return problem(status, word, error.message, hint)
     return problem(500, "internal", error.message, "the daemon's log says more")
+
+
+def raw_answer(found: Problem) -> bytes:
+    """Return the whole HTTP answer for a problem that ends its connection, for where there is no request yet."""
+    body = msgspec.json.encode(found)
+    head = f"HTTP/1.1 {found.status} {found.title}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
 
 
 def response(found: Problem, headers: dict[str, str] | None = None) -> Response:

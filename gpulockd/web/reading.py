@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.forecast import Expected, Holds, expected_end, expected_starts
 from gpulockd.model import GPU_KEY_PREFIX, Snapshot, TicketRecord
 from gpulockd.web import views
 from gpulockd.web.auth import check_owner
+from gpulockd.web.noting import note
 from gpulockd.web.problems import ProblemError, problem, refusal
 from gpulockd.web.table import Visit
 
@@ -47,17 +50,34 @@ async def gpus(visit: Visit) -> views.Gpus:
 
 
 async def leases(visit: Visit) -> views.Leases:
-    """All leases, with the members of runs."""
+    """All leases, with the members of runs, and when each may end."""
     snapshot = await visit.backend.look(length=1)
-    return views.Leases(pool=snapshot.pool, leases=tuple(views.lease_view(lease) for lease in snapshot.leases))
+    ends = expected_ends(snapshot, await visit.backend.holds_ms())
+    return views.Leases(
+        pool=snapshot.pool, leases=tuple(views.lease_view(lease, ends.get(lease.id)) for lease in snapshot.leases)
+    )
+
+
+def expected_ends(snapshot: Snapshot, holds_ms: Holds) -> dict[str, Expected | None]:
+    """Return when each lease may end, by the last holds of its task; its members end with it."""
+    return {
+        lease.id: expected_end(holds_ms.get(lease.job.task, ()), lease.held_ms)
+        for lease in snapshot.leases
+        if lease.state != "member"
+    }
 
 
 async def queue(visit: Visit) -> views.Queue:
-    """One page of the queue."""
+    """One page of the queue; the first one says when each may begin."""
     first = visit.number("first", 0, FARTHEST_PLACE)
     length = visit.number("length", LONGEST_PAGE, LONGEST_PAGE)
     snapshot = await visit.backend.look(first=first, length=max(1, length))
-    page = tuple(views.ticket_view(ticket) for ticket in snapshot.queue[:length])
+    starts: Mapping[str, Expected | None] = {}
+    if not first and snapshot.queue:
+        holds_ms = await visit.backend.holds_ms()
+        hold_back_s = visit.backend.settings.queue.hold_back_after
+        starts = expected_starts(snapshot, holds_ms, hold_back_s=hold_back_s)
+    page = tuple(views.queued_view(ticket, starts.get(ticket.id)) for ticket in snapshot.queue[:length])
     return views.Queue(pool=snapshot.pool, queued=snapshot.queued, first=first, queue=page)
 
 
@@ -68,21 +88,27 @@ async def end_lease(visit: Visit) -> views.Ended:
     """
     name = visit.request.path_params["id"]
     snapshot = await visit.backend.look(length=1)
-    found = _found(snapshot, name)
+    found = named_lease(snapshot, name)
     check_owner(visit.caller, found.process.user if found.process else "")
     held_here = visit.backend.holdings.get(found.id)
     if held_here is not None and found.process is not None and visit.caller.user == found.process.user:
         # Held for a process that cannot give it back itself: its owner does, which is no revocation.
         held_here.give_back()
         return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason="released")
-    call = verbs.end(visit.backend.keys, session="", id=found.id, token=found.token, reason="revoked")
+    call = verbs.end(visit.backend.keys, session="", id=found.id, token=found.token, reason="operator")
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, a.Ended):
         raise _nothing(name)
+    what = f"took {', '.join(found.gpus)} from {views.task_id_of(found)}"
+    await note(visit, "revoked", f"{what} (lease {found.id}, token {found.token}, pool {snapshot.pool})")
     return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason)
 
 
-def _found(snapshot: Snapshot, name: str) -> TicketRecord:
+def named_lease(snapshot: Snapshot, name: str) -> TicketRecord:
+    """Return the lease of that id, or the one on the gpu of that key or index.
+
+    :raises ProblemError: 404 if nothing is there, 409 for a card that several share
+    """
     key = f"{GPU_KEY_PREFIX}{int(name)}" if name.isascii() and name.isdigit() and len(name) < 6 else name
     holders = [lease for lease in snapshot.leases if lease.state != "member"]
     found = [lease for lease in holders if lease.id == name] or [lease for lease in holders if key in lease.gpus]

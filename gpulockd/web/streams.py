@@ -5,6 +5,7 @@ Its law: a stream ends with its peer, its work or the daemon, whichever comes fi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -78,7 +79,7 @@ class Stream(Response):
 async def events(visit: Visit) -> Stream:
     """The pool's events as they happen, after `Last-Event-ID` (a seq) or of the last `since`.
 
-    With `follow=0` only those that there are.
+    With `follow=0` only those that there are. What the store has no more is told as an event `dropped`.
 
     :raises ProblemError: 422 if neither can be read
     """
@@ -97,7 +98,8 @@ async def events(visit: Visit) -> Stream:
         await write(f"retry: {round(RETRY_S * 1000)}\n\n".encode())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_set, backend.stopping, tasks.cancel_scope)
-            await _follow(backend, seen, until, write)
+            begin = seen if last is None else await _known(backend, seen, write)
+            await _follow(backend, begin, until, write)
             tasks.cancel_scope.cancel()
 
     return Stream(work, media_type="text/event-stream")
@@ -116,12 +118,39 @@ async def _follow(backend: Backend, seen: int, until: int | None, write: Write) 
         except StoreUnavailable:
             happened = ()
         if happened:
+            if happened[0].seq > seen + 1:
+                await _tell_dropped(backend, seen, happened[0].seq, write)
             seen = happened[-1].seq
             await write(b"".join(_as_sse(event) for event in happened))
         elif until is not None:
             return
         else:  # the store is away, or has lost what it had
             await anyio.sleep(RETRY_S)
+
+
+async def _known(backend: Backend, seen: int, write: Write) -> int:
+    """Return from where to go on; a number that no event has yet is another store's, and the reader is told."""
+    try:
+        newest = await backend.feed.newest()
+    except StoreUnavailable:
+        return seen
+    if seen <= newest:
+        return seen
+    await write(_dropped(seen, newest, "no event of this store has this number yet"))
+    return newest
+
+
+async def _tell_dropped(backend: Backend, seen: int, first: int, write: Write) -> None:
+    """Say what the reader cannot have any more. Numbers have holes of their own, which are none of what was there."""
+    with contextlib.suppress(StoreUnavailable):
+        oldest = await backend.feed.oldest()
+        if seen + 1 < oldest <= first:
+            await write(_dropped(seen, oldest - 1, "the store has them no more"))
+
+
+def _dropped(after: int, through: int, reason: str) -> bytes:
+    told = {"type": "dropped", "after": after, "through": through, "reason": reason}
+    return b"id: %d\nevent: dropped\ndata: %s\n\n" % (through, msgspec.json.encode(told))
 
 
 def _as_sse(event: Happened) -> bytes:

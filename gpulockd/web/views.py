@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gpulockd.ledger.forecast import Expected
 from gpulockd.model import GpuRecord, Snapshot, TicketRecord
 
 
@@ -64,7 +65,10 @@ class Steered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TicketView(msgspec.Struct, frozen=True, kw_only=True):
-    """A place in the queue; place 1 is next."""
+    """A place in the queue; place 1 is next.
+
+    `pid_seen`: `pid` is the host's; else the number that the process calls itself, which is another in a container.
+    """
 
     id: str
     place: int | None
@@ -75,13 +79,31 @@ class TicketView(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     user: str
     pid: int | None
+    pid_seen: bool
     host: str
     program: str
     waited_s: float
 
 
+class ExpectedView(msgspec.Struct, frozen=True, kw_only=True):
+    """When something is expected, in seconds from now: half of the time between `early_s` and `late_s`."""
+
+    early_s: float
+    middle_s: float
+    late_s: float
+
+
+class QueuedView(TicketView, frozen=True, kw_only=True):
+    """A place in the queue, and when it may get its gpus; null where that cannot be said."""
+
+    expected_start: ExpectedView | None
+
+
 class LeaseView(TicketView, frozen=True, kw_only=True):
-    """A lease: on which gpus, since when, how far. `of`: the lease that this one is a member of."""
+    """A lease: on which gpus, since when, how far, and when it may end; null where that cannot be said.
+
+    `of`: the lease that this one is a member of. `level`: the highest time limit that was acted on.
+    """
 
     token: int
     gpus: tuple[str, ...]
@@ -90,6 +112,8 @@ class LeaseView(TicketView, frozen=True, kw_only=True):
     note: str | None
     heartbeat_age_s: float | None
     of: str | None
+    level: str
+    expected_end: ExpectedView | None
 
 
 class Pools(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +142,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     pool: str
     queued: int
     first: int
-    queue: tuple[TicketView, ...]
+    queue: tuple[QueuedView, ...]
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,12 +190,18 @@ def gpu_view(record: GpuRecord, snapshot: Snapshot) -> GpuView:
     )
 
 
-def ticket_view(record: TicketRecord) -> TicketView:
+def queued_view(record: TicketRecord, start: Expected | None) -> QueuedView:
     """Return a place in the queue."""
-    return TicketView(**_ticket(record))
+    return QueuedView(expected_start=_expected(start), **_ticket(record))
 
 
-def lease_view(record: TicketRecord) -> LeaseView:
+def _expected(when: Expected | None) -> ExpectedView | None:
+    if when is None:
+        return None
+    return ExpectedView(early_s=when.early_s, middle_s=when.middle_s, late_s=when.late_s)
+
+
+def lease_view(record: TicketRecord, end: Expected | None) -> LeaseView:
     """Return a lease."""
     age_ms = record.heartbeat_age_ms
     return LeaseView(
@@ -182,13 +212,19 @@ def lease_view(record: TicketRecord) -> LeaseView:
         note=record.note,
         heartbeat_age_s=None if age_ms is None else age_ms / 1000,
         of=record.of or None,
+        level=record.level,
+        expected_end=_expected(end),
         **_ticket(record),
     )
 
 
+def task_id_of(record: TicketRecord) -> str:
+    """Which run of its task a ticket is: as named, else `<task>#<token>`; empty for one that has neither."""
+    return record.job.task_id or (f"{record.job.task}#{record.token}" if record.token else "")
+
+
 def _ticket(record: TicketRecord) -> dict[str, Any]:
     process = record.process
-    task_id = record.job.task_id or (f"{record.job.task}#{record.token}" if record.token else "")
     return {
         "id": record.id,
         "place": record.place,
@@ -196,9 +232,10 @@ def _ticket(record: TicketRecord) -> dict[str, Any]:
         "wants": record.wants,
         "priority": record.priority,
         "task": record.job.task,
-        "task_id": task_id,
+        "task_id": task_id_of(record),
         "user": process.user if process else "",
         "pid": process.pid if process else None,
+        "pid_seen": process.seen if process else False,
         "host": process.host if process else "",
         "program": process.program if process else "",
         "waited_s": record.waited_ms / 1000,

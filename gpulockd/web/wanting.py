@@ -9,18 +9,21 @@ from typing import Literal
 import msgspec
 
 from gpulockd.client import wishes
+from gpulockd.client.published import Published
 from gpulockd.client.table import Ask, Entry
 from gpulockd.client.waiting import Patience
 from gpulockd.client.whoami import boot_id, started_ticks
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.ledger.address import without_secret
 from gpulockd.model import Process
-from gpulockd.settings import GpuLockBlock
+from gpulockd.settings import GpuLockBlock, Tree
 from gpulockd.units import parse_duration_s
 from gpulockd.web.auth import Caller
 from gpulockd.web.problems import Problem
 
 Duration = float | str
+SHORTEST_TTL_S = 0.05
+LONGEST_TTL_S = 7 * 86_400.0
 _ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 
 
@@ -28,7 +31,9 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What is wanted, for how long at most, and who will hold it. Durations are seconds or text such as "30m".
 
     With `session` and `ticket` the daemon asks on behalf of the process that chose them, and lets go after the grant.
-    With `pid` (on the unix socket) the lease lasts as long as that process; else as long as the connection.
+    With `pid` (on the unix socket) the lease lasts as long as that process; with `ttl` for that time, which PATCH
+    renews; else as long as the connection.
+    `usual_max_wait_time` is what the asker's environment says: what was changed live goes before it.
     """
 
     count: int = 1
@@ -38,6 +43,7 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     exclusive: bool | None = None
     priority: int = 0
     max_wait_time: Duration | None = None
+    usual_max_wait_time: Duration | None = None
     task: str = ""
     task_id: str = ""
     warning: Duration | None = None
@@ -49,6 +55,7 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ticket: str | None = None
     process: Process | None = None
     pid: int | None = None
+    ttl: Duration | None = None
     inside: tuple[str, int] | None = None
 
 
@@ -115,10 +122,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None
     ticket: str | None
     pid: int | None
+    ttl_s: float | None
 
 
-def plan_of(wish: LeaseWish, block: GpuLockBlock, caller: Caller) -> Plan:
-    """Return what to ask for, completed by the configuration and by what the kernel says of the caller.
+def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
+    """Return what to ask for, completed by what the pool has published and by what the kernel says of the caller.
 
     :raises ImpossibleRequest: if nothing can be asked for so
     :raises ConfigError: if a duration or an id cannot be read
@@ -127,10 +135,13 @@ def plan_of(wish: LeaseWish, block: GpuLockBlock, caller: Caller) -> Plan:
         raise ConfigError("session, ticket: give both or neither")
     if wish.pid is not None and wish.session is not None:
         raise ConfigError("pid, session: give one of them; a session is kept alive by its own process")
+    if wish.ttl is not None and (wish.pid is not None or wish.session is not None):
+        raise ConfigError("ttl, pid, session: give one of them; each says how long the lease lasts")
     wants = wishes.wants_of(wish.key, wish.count if wish.count != 1 else None, wish.gpus, wish.memory, wish.exclusive)
     process = process_of(wish, caller)
     task = wish.task or process.program or "http"
     job = wishes.job_of(task, wish.task_id, wish.warning, wish.soft_timeout, wish.hard_timeout, wish.heartbeat)
+    block = _in_force(wish, published, task)
     lock_timeout_s = block.lock_timeout
     if wish.lock_timeout is not None:
         lock_timeout_s = parse_duration_s(wish.lock_timeout, "lock_timeout")
@@ -141,7 +152,27 @@ def plan_of(wish: LeaseWish, block: GpuLockBlock, caller: Caller) -> Plan:
         session=_id(wish.session, "session"),
         ticket=_id(wish.ticket, "ticket"),
         pid=wish.pid,
+        ttl_s=check_ttl(parse_duration_s(wish.ttl, "ttl")) if wish.ttl is not None else None,
     )
+
+
+def check_ttl(ttl_s: float) -> float:
+    """Return the time that a lease lasts without its holder (in seconds).
+
+    :raises ConfigError: if it is shorter than 50 ms or longer than a week
+    """
+    if not SHORTEST_TTL_S <= ttl_s <= LONGEST_TTL_S:
+        raise ConfigError(f"ttl: {ttl_s:g} s; say 50 ms to 7 days, and renew it")
+    return ttl_s
+
+
+def _in_force(wish: LeaseWish, published: Tree, task: str) -> GpuLockBlock:
+    """Return how such a request waits, as the library of the asking process would find it."""
+    here: Tree = {}
+    if wish.usual_max_wait_time is not None:
+        usual_s = parse_duration_s(wish.usual_max_wait_time, "usual_max_wait_time")
+        here = {"gpu_lock": {"max_wait_time": usual_s}}
+    return Published.of(published, wish.session or "").in_force(here, task).gpu_lock
 
 
 def process_of(wish: LeaseWish, caller: Caller) -> Process:
@@ -154,6 +185,8 @@ def process_of(wish: LeaseWish, caller: Caller) -> Process:
     else:
         pid = wish.pid or caller.peer.pid or (said.pid if said is not None else 0)
         user = caller.user
+    if wish.ttl is not None:
+        pid = 0  # no process stands for it, so none whose end would end it
     return Process(
         pid=pid,
         host=host or socket.gethostname(),

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from gpulockd.ledger import verbs
 from gpulockd.ledger.answers import Answer
 from gpulockd.ledger.limits_verbs import Reached, reach
+from gpulockd.ledger.publishing import publish
 from gpulockd.ledger.verbs import Brought, BroughtLease, BroughtTicket, Call, EndReason, Terms
 from gpulockd.model import Gpu, Job, Process, Wants
 from tests.lua.harness import Ledger, Value, said
@@ -243,19 +244,27 @@ class Both:
         knows_all: bool = False,
         highest_token: int = 0,
         offerer: str = "one",
+        defaults: dict[str, Any] | None = None,
+        version: int | None = None,
     ) -> Said:
         """A daemon offers its gpus."""
         terms, run_id = terms or self.terms, self.server.run_id if complete else None
         call = verbs.offer(
             self.keys, session=session, process=Process(pid=1, host="host", boot_id=boot_id), machine=machine,
-            terms=terms, defaults={}, gpus=gpus, complete_run_id=run_id, fresh=fresh, known_pool=known,
-            guarded=guarded, knows_all=knows_all, highest_token=highest_token, offerer=offerer,
+            terms=terms, defaults=defaults or {}, version=version, gpus=gpus, complete_run_id=run_id, fresh=fresh,
+            known_pool=known, guarded=guarded, knows_all=knows_all, highest_token=highest_token, offerer=offerer,
         )  # fmt: skip
         expected = self.model.make_offer(
             session, boot_id, machine, terms, gpus, complete=run_id, fresh=fresh, known=known,
             guarded=guarded, knows_all=knows_all, highest_token=highest_token, offerer=offerer,
+            defaults=defaults, version=version,
         )  # fmt: skip
         return self._both(call, expected)
+
+    def publish(self, session: str, version: int, defaults: dict[str, Any]) -> Said:
+        """The daemon says something else to the pool's clients."""
+        call = publish(self.keys, session=session, version=version, defaults=defaults)
+        return self._both(call, self.model.publish(session, version, defaults))
 
     def report(self, session: str, key: str, state: str) -> Said:
         """A daemon says how a gpu is."""
@@ -295,6 +304,7 @@ class Both:
             self._same("ledger clock", answer.now_ms, self.model.now)
             self._same("guarded", answer.clock.guarded, self.model.guarded)
             self._same("ttl", answer.clock.ttl_ms, self.model.agreed.ttl_ms)
+            self._same("version", answer.clock.version, self.model.version)
         self._same("doorbells", sorted(map(_calm, self.ledger.heard())), sorted(map(_calm, rung)))
         found = self.ledger.all_keys()
         shown = expected_keys(self.model)
@@ -362,7 +372,7 @@ def expected_keys(pool: Pool) -> dict[str, Any]:
             "token": str(pool.token), "clock_ms": str(pool.now), "last_ms": str(pool.last), "run_id": pool.run_id,
             "frozen_until": str(pool.frozen_until), "frozen_why": pool.frozen_why, "opened": pool.how_opened,
             "stamp": str(pool.stamp), "offered": "1" if pool.offer else "0", "guarded": "1" if pool.guarded else "0",
-            "was_guarded": pool.was_guarded,
+            "was_guarded": pool.was_guarded, "version": str(pool.version),
         },
         "sessions": {id: float(s.ends_ms) for id, s in pool.sessions.items()},
         "queue": {t.id: float(t.score) for t in queue},

@@ -16,6 +16,7 @@ from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.limits_verbs import Marked
 from gpulockd.ledger.lua_files import library, lua_text
 from gpulockd.ledger.picture import core_of
+from gpulockd.ledger.publishing import NotOffered, Published, Superseded
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Call
 from tests.lua.model import Said
@@ -199,6 +200,9 @@ SHAPES: dict[Any, tuple[str, ...]] = {
     a.Offered: ("offered", "how", "frozen_ms"),
     a.Noted: ("noted", "was"),
     Marked: ("marked", "how", "was"),
+    Published: ("published", "version", "defaults"),
+    Superseded: ("superseded", "version", "defaults"),
+    NotOffered: ("not_offered",),
     a.UnknownGpu: ("unknown_gpu",),
     a.Pictured: ("snapshot",),
     a.NoSession: ("no_session",),
@@ -235,6 +239,7 @@ TERMS = (
     "cluster",
     "offered",
     "guarded",
+    "version",
 )
 
 

@@ -15,7 +15,7 @@ from gpulockd.model import Gpu, Wants
 
 LATE_MS = 300_000
 RANK = {"": 0, "warning": 1, "soft": 2, "hard": 3}
-LOSSES = ("revoked", "expired", "died", "overruled", "gpu_lost")
+LOSSES = ("revoked", "expired", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent")
 HOLDS = ("claim", "held")
 
 Said = tuple[Any, ...]
@@ -100,6 +100,8 @@ class Pool:
         self.was_guarded = "unknown"  # when the freeze began
         self.offer_epoch: tuple[str, int] | None = None
         self.offer: dict[str, str] = {}
+        self.version = 0
+        self.published: dict[str, Any] | None = None
         self.sessions: dict[str, Session] = {}
         self.tickets: dict[str, Ticket] = {}
         self.cards: dict[str, Card] = {}
@@ -677,6 +679,8 @@ class Pool:
         knows_all: bool = False,
         highest_token: int = 0,
         offerer: str = "",
+        defaults: dict[str, Any] | None = None,
+        version: int | None = None,
     ) -> Said:
         """Put gpus at the pool's disposal; a killed daemon's next one takes over, another one does not."""
         self._begin("", terms, known)
@@ -708,8 +712,29 @@ class Pool:
             self._unchoose(key)
         self.terms, self.guarded, self.offer_epoch = terms, guarded, self.epoch
         self.offer = {"session": session, "boot_id": boot_id, "machine": machine, "offerer": offerer}
+        self._offer_defaults(defaults or {}, version)
         self.place()
         return ("offered", self.how_opened, max(0, self.frozen_until - self.now))
+
+    def _offer_defaults(self, defaults: dict[str, Any], known: int | None) -> None:
+        """An offer brings what its daemon says, unless the pool has something later than the daemon knows."""
+        if known is None or known >= self.version:
+            self.version = max(self.version + (defaults != self.published), known or 0)
+            self.published = defaults
+
+    def publish(self, session: str, version: int, defaults: dict[str, Any]) -> Said:
+        """The daemon that offers the pool says something else, under a version above the pool's."""
+        if refusal := self._begin(session):
+            return refusal
+        orphaned = not session and self.offer.get("session") not in self.sessions
+        if not self.offer or (self.offer.get("session") != session and not orphaned):
+            return ("not_offered",)
+        if (version, defaults) == (self.version, self.published):
+            return ("published", version, defaults)
+        if version <= self.version:
+            return ("superseded", self.version, self.published)
+        self.version, self.published = version, defaults
+        return ("published", version, defaults)
 
     def _known_by_guard(self) -> None:
         """Nobody unknown is on a gpu; who waits is in the books, or needs a step to be back."""

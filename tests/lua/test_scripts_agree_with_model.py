@@ -52,7 +52,7 @@ WANTS = st.one_of(
     st.builds(lambda gib: Wants(memory_mib=gib * 1024), st.sampled_from([16, 24, 40])),
 )
 POLICIES = st.sampled_from(["after_loss", "after_loss", "after_loss", "always", "never"])
-REASONS: tuple[EndReason, ...] = ("released", "released", "abandoned", "timed_out", "revoked", "died", "gpu_lost")
+REASONS: tuple[EndReason, ...] = ("released", "released", "abandoned", "timed_out", "revoked", "died", "gpu_lost", "operator")
 
 
 class ScriptsAgreeWithModel(RuleBasedStateMachine):
@@ -265,6 +265,11 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
             highest_token=0 if ahead is None else max(0, self.both.model.token + ahead),
             terms=msgspec.structs.replace(self.both.terms, settle_policy=policy),
         )  # fmt: skip
+
+    @rule(who=st.sampled_from("dddea"), version=st.integers(0, 6), word=st.sampled_from("xy"))
+    def publish(self, who: str, version: int, word: str) -> None:
+        """A daemon says something else to the clients; it may be late, or another daemon's."""
+        self.both.publish(self.session(who), version, {"say": word})
 
     @rule(knows_all=st.sampled_from([True, True, False]))
     def guard_comes_back(self, knows_all: bool) -> None:

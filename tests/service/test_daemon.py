@@ -279,11 +279,11 @@ def _switches(pid: int) -> int:
     return total
 
 
-async def test_sighup_is_heard_and_changes_nothing_yet() -> None:
+async def test_sighup_reads_the_configuration_again_and_ends_nothing() -> None:
     """The default action of that signal would end the daemon."""
     async with running_daemon() as daemon:
         daemon.process.send_signal(signal.SIGHUP)
-        await eventually(lambda: "config.reload_not_yet" in daemon.log)
+        await eventually(lambda: "config.reloaded" in daemon.log)
         assert (await daemon.get("/livez")).status == 200
 
 

@@ -11,6 +11,10 @@ import pytest
 import redis
 
 from gpulockd import gpu_lock
+from gpulockd.client import process
+from gpulockd.ledger import revisions
+from gpulockd.ledger.store import Store
+from gpulockd.ledger.subscription import Subscription
 from gpulockd.settings import SessionBlock
 from tests.pools import client_here, offer, simulated, snapshot
 from tests.servers import NOT_PERSISTENT, Server, valkey_binary
@@ -58,3 +62,38 @@ async def test_locks_are_handed_on_in_a_cluster_also_when_the_doorbell_was_cut(
         # Who was away while the doorbell was cut may come back in another order.
         assert sorted(order) == [0, 1, 2, 3]
         assert not snapshot(server, pool).leases
+
+
+async def test_a_published_change_reaches_the_clients_of_a_cluster(cluster: tuple[Server, str], pool: str) -> None:
+    """The message goes through the shard's channel, beside the doorbell."""
+    server, url = cluster
+    seldom = SessionBlock(ttl=200, keepalive=60)  # a keepalive repairs nothing within this test
+    offer(server, pool, simulated(1), url=url, session=seldom, defaults={"gpu_lock": {"poll_interval": 2.0}})
+    with client_here(url, pool, seldom):
+        async with gpu_lock() as lease:
+            session = process.known_session(None)
+            assert session is not None and session.version == 1
+            # Another daemon of this host offers the pool anew: its word is told before the keepalive tells of it.
+            defaults: dict[str, object] = {"gpu_lock": {"poll_interval": 0.5}}
+            await asyncio.to_thread(offer, server, pool, simulated(1), url=url, session=seldom, defaults=defaults)
+            await until(lambda: session.defaults == defaults)
+            assert not lease.lost.is_set()
+
+
+async def test_the_fleet_is_revised_and_told_of_it_in_a_cluster(cluster: tuple[Server, str]) -> None:
+    """All keys of a change lie in one slot, and its message goes through that slot's channel."""
+    _, url = cluster
+    store = Store(url, deadline_s=5)
+    ear = await Subscription.open(url, (revisions.FLEET_CHANNEL,), deadline_s=5)
+    try:
+        await revisions.first(store.ask, author="test")
+        live = {"all": {"gpu_lock": {"poll_interval": 0.5}}}
+        made = await revisions.revise(store.ask, expected=0, author="a", reason="b", origin="api", live=live)
+        assert isinstance(made, revisions.Revision)
+        assert await revisions.set_base(store.ask, "gpu-1", {}) == 1
+        assert (await revisions.read(store.ask)).current == made
+        async with asyncio.timeout(30):
+            assert [await ear.next(), await ear.next()] == [b"revised 0", b"revised 1"]
+    finally:
+        await ear.aclose()
+        await store.aclose()

@@ -127,7 +127,7 @@ async def test_openapi_names_every_route(daemon: Daemon) -> None:
         ("GET", "/nowhere", b"", 404, "not_found"),
         ("PUT", "/livez", b"", 405, "method_not_allowed"),
         ("GET", "/api/v1/queue?first=x", b"", 422, "invalid"),
-        ("GET", "/api/v1/events?since=yesterday", b"", 422, "config"),
+        ("GET", "/api/v1/events?since=yesterday", b"", 422, "invalid"),
         ("POST", "/api/v1/leases", b"{", 400, "not_json"),
         ("POST", "/api/v1/leases", b'{"cuont": 2}', 422, "invalid"),
         ("POST", "/api/v1/leases", b'{"count": 3}', 422, "impossible"),
@@ -354,9 +354,9 @@ async def test_an_operator_takes_exactly_the_lease_that_stands(daemon: Daemon) -
             "token": lease["token"],
             "gpus": ["gpu_lock:0"],
             "task": "a",
-            "reason": "revoked",
+            "reason": "operator",
         }
-        assert (await holding.until("lost", 2.0))["reason"] == "revoked"
+        assert (await holding.until("lost", 2.0))["reason"] == "operator"
         await holding.ends()
         await holding.aclose()
 

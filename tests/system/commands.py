@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def one_daemon(**how: Any) -> Iterator[Daemon]:
+def one_daemon(*args: str, **how: Any) -> Iterator[Daemon]:
     """A daemon for tests that are no coroutines."""
     with asyncio.Runner() as runner:
-        manager = running_daemon(**how)
+        manager = running_daemon(*args, **how)
         daemon = runner.run(manager.__aenter__())
         try:
             yield daemon

@@ -125,7 +125,7 @@ def test_released_is_said_only_if_the_ledger_confirms_it(daemon: Daemon) -> None
     take = f"kill -STOP $PPID; {sys.executable} -m gpulockd release 0; kill -CONT $PPID"
     done = call(daemon, "run", "--gpu", "0", "--", "sh", "-c", f"({take}) & wait")
     assert "took GPU 0" in done.stdout
-    assert "had ended before it was given back (revoked)" in done.stderr
+    assert "had ended before it was given back (it was revoked by an operator)" in done.stderr
     assert "released GPU" not in done.stderr
 
 

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -17,10 +16,10 @@ import structlog
 
 from gpulockd import places
 from gpulockd.daemon import folders, logs
-from gpulockd.daemon.configuration import load, variables
+from gpulockd.daemon.configuration import environment, load, load_layers, parsed, variables
 from gpulockd.daemon.notify import notify, watchdog_interval_s
 from gpulockd.errors import ConfigError
-from gpulockd.settings import Settings
+from gpulockd.settings import Settings, checked, fitted, flat, leaves, value_at
 
 
 @pytest.fixture
@@ -74,13 +73,22 @@ def test_environment_goes_over_file_and_durations_may_have_units(config: Path) -
 
 
 def test_every_setting_has_one_variable() -> None:
-    """Two settings under one name would make the environment ambiguous."""
-
-    def count(value: Any) -> int:
-        return sum(map(count, value.values())) if isinstance(value, dict) else 1
-
-    assert len(variables()) == count(msgspec.to_builtins(Settings()))
+    """Two settings under one name would make the environment ambiguous; what users name is JSON under one."""
+    named = {path.partition(".*")[0] for path in leaves()}
+    assert {path for path, _ in variables().values()} == named
+    assert len(variables()) == len(named)
     assert variables()["GPU_LOCK_MONITOR_HEARTBEAT_INTERVAL"][0] == "gpu_lock_monitor.heartbeat.interval"
+
+
+def test_every_default_can_be_said_by_its_variable() -> None:
+    """`config show` must be a list that can be put into a unit file."""
+    whole = msgspec.to_builtins(Settings())
+    said = {}
+    for name, (path, _) in variables().items():
+        value = value_at(whole, path)
+        if value is not None:
+            said[name] = value if isinstance(value, str) else json.dumps(value)
+    assert flat(environment.read(said).tree) == flat(checked(whole))
 
 
 @pytest.mark.parametrize(
@@ -91,13 +99,24 @@ def test_every_setting_has_one_variable() -> None:
         ("alert: []\n", "1:1", "did you mean 'alerts'"),
         ("gpu_lock_monitor:\n  heartbeat: {intervall: 5}\n", "2:15", "did you mean 'interval'"),
         ("pool: a\nsession:\n  keepalive: soon\n", "3:3", "'soon' is not a duration"),
-        ("gpu_lock_monitor:\n  cleanup:\n    max_retry: many\n", "3:5", "Expected `int`"),
+        ("gpu_lock_monitor:\n  cleanup:\n    max_retry: many\n", "3:5", "'many' is not a whole number"),
         ("session:\n  ttl: 5\n", "2:3", "set ttl to at least"),
-        ("gpu_lock: 5\n", "1:1", "Expected `object`"),
-        ("settle: {policy: sometimes}\n", "1:10", "Invalid enum value"),
+        ("gpu_lock: 5\n", "1:1", "5 is not a block"),
+        ("settle: {policy: sometimes}\n", "1:10", "none of after_loss"),
         ("a: b: c\n", "1:5", "mapping values"),
         ("pool: a\npool: b\n", "2:1", "duplicate key"),
         ("- a\n", "1:1", "blocks such as"),
+        ("tasks:\n  w:\n    max_wait_tim: 1\n", "3:5", "did you mean 'max_wait_time'"),
+        ("tasks: {a.b: {warning: 2h}}\n", "1:15", "soft_timeout"),
+        ("alerts:\n  - name: a\n    condition: x\n    levl: y\n", "4:5", "did you mean 'level'"),
+        ("alerts:\n  - {name: a, condition: x}\n  - {name: b, condition: x, level: y}\n", "3:29", "none of"),
+        ("session:\n  keepalive: 10\n", "2:3", "set ttl to at least"),
+        ("a: &a {poll_interval: 99d}\n", "1:1", "unknown key 'a'"),
+        ("gpu_lock: {<<: {poll_interval: 99d}}\n", "1:11", "too long"),
+        ("gpu_lock:\n  pol_interval:\n", "2:3", "did you mean"),
+        ("? [a, b]\n: 1\n", "1:3", "unknown key"),
+        ("pool: 2001-01-01\n", "1:1", "put it in quotes"),
+        ("gpu_lock: {poll_interval: !!binary aGk=}\n", "1:12", "not a duration"),
     ],
 )
 def test_errors_name_file_line_and_column(config: Path, text: str, place: str, words: str) -> None:
@@ -118,19 +137,116 @@ def test_errors_of_the_environment_name_the_variable(config: Path) -> None:
         "GPU_LOCK_MONITOR_ENABLED": "perhaps",
         "GPU_LOCK_MONITOR_CLEANUP_MAX_RETRY": "x",
         "GPULOCKD_SETTLE_POLICY": "x",
+        "GPU_LOCK_MAX_WAIT_TIME": "inf",
+        "GPU_LOCK_LOCK_TIMEOUT": "9" * 5000,
+        "GPULOCKD_GPUS_SIMULATE": "9" * 5000,
+        "GPULOCKD_CONFIG_STABLE_SAMPLES": "-1",
+        "GPULOCKD_TASKS": "{",
+        "GPULOCKD_PROFILES": "[" * 100_000,
+        "GPULOCKD_ROLLOUT_STAGES": "1",
+        "GPULOCKD_POOL": "\udcff",
+        "GPULOCKD_WEB_ALLOWED_HOSTS": "[1]",
     }.items():
         with pytest.raises(ConfigError, match=f"^{name}: "):
             load(str(config), {name: value})
 
 
-def test_blocks_of_later_services_and_empty_blocks_are_passed_over(config: Path) -> None:
-    """A file written for a newer feature still starts the daemon, and says what it did not use."""
-    config.write_text("tasks:\n  whisper: {max_wait_time: 2h}\nalerts: []\ngpu_lock:\nqueue: {priority_step: 0}\n")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"a: \x00",
+        b"&a [*a]",
+        b"gpu_lock: &a {x: *a}",
+        b"[" * 5000,
+        b"{a: " * 5000,
+        b"a: " + b"9" * 5000,
+        b"a: 2001-99-99 99:99:99",
+        b"gpu_lock: !!python/object:os.system [1]",
+        b"- " * 5000,
+        b"!!set {a, b}",
+        b"!!omap [a: 1]",
+        b"%YAML 9.9\n---\na: 1",
+        b"a: 1\n---\nb: 2",
+        b"a: *nowhere",
+        b"? {a: 1}\n: {b: 1}",
+        b"<<: 5",
+        b"x" * 300_000,
+        b"a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+        b"d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]",
+    ],
+)
+def test_whatever_a_file_is_the_answer_is_a_config_error(content: bytes) -> None:
+    """A daemon that follows its file must outlive everything that may stand there for a moment."""
+    with pytest.raises(ConfigError) as caught:
+        parsed(content, "config.yml")
+    assert caught.value.message.startswith("config.yml")
+    assert len(caught.value.message) < 500
+
+
+def test_each_value_says_where_it_comes_from(config: Path) -> None:
+    """`config show --origin`, and the words of an error."""
+    config.write_text(
+        "gpu_lock: {poll_interval: 1, max_wait_time: 5m}\n"
+        "tasks:\n  shop.render:\n    max_wait_time: 2h\nalerts:\n  - {name: a, condition: 'true'}\n"
+    )
+    env = {"GPU_LOCK_MAX_WAIT_TIME": "7", "GPULOCKD_TASKS": '{"ocr": {"max_wait_time": "1m"}}'}
+    layers = load_layers(str(config), env)
+    live = {"gpu_lock": {"lock_timeout": 60.0}, "tasks": {"shop.render": {"hard_timeout": 90.0}}}
+    found = {path: (o.layer, o.where, o.value) for path, o in layers.origins(live, revision=7).items()}
+    assert found["gpu_lock.poll_interval"] == ("file", f"{config}:1:12", 1.0)
+    assert found["gpu_lock.max_wait_time"] == ("environment", "GPU_LOCK_MAX_WAIT_TIME", 7.0)
+    assert found["gpu_lock.lock_timeout"] == ("live", "revision 7", 60.0)
+    assert found["gpu_lock.max_poll_interval"] == ("default", "default", 10.0)
+    assert found["tasks.shop.render.max_wait_time"] == ("file", f"{config}:4:5", 7200.0)
+    assert found["tasks.shop.render.hard_timeout"] == ("live", "revision 7", 90.0)
+    assert found["tasks.ocr.max_wait_time"] == ("environment", "GPULOCKD_TASKS", 60.0)
+    assert found["alerts.rules"][:2] == ("file", f"{config}:5:1")
+    assert found["profiles.optimized.poll_interval"] == ("default", "default", 0.5)
+    assert layers.base["gpu_lock"] == {"poll_interval": 1.0, "max_wait_time": 7.0}
+
+
+def test_an_error_names_the_layer_that_had_the_last_word(config: Path) -> None:
+    """The file alone was good; what was said after it does not fit to it."""
+    config.write_text("gpu_lock:\n  max_poll_interval: 1\n  poll_interval: 1\n")
+    layers = load_layers(str(config), {})
+    with pytest.raises(ConfigError, match=r"^revision 3: gpu_lock\.poll_interval: "):
+        layers.settings({"gpu_lock": {"poll_interval": 2.0}}, revision=3)
+    with pytest.raises(ConfigError, match=r"^live: gpu_lock\.poll_interval: "):
+        layers.settings({"gpu_lock": {"max_poll_interval": 0.5}})
+    with pytest.raises(ConfigError, match=r"^GPU_LOCK_MAX_POLL_INTERVAL: gpu_lock\.poll_interval: "):
+        load(str(config), {"GPU_LOCK_MAX_POLL_INTERVAL": "0.5"})
+    assert layers.settings({"gpu_lock": {"max_poll_interval": 3.0, "poll_interval": 2.0}}).gpu_lock.poll_interval == 2.0
+
+
+def test_lists_and_names_are_json_in_the_environment() -> None:
+    """Every key can be set by the environment, whatever its kind."""
+    said = environment.read(
+        {
+            "GPULOCKD_ROLLOUT_STAGES": '[["10%", "1h"], [0.5, 7200]]',
+            "GPULOCKD_ALERTS_RULES": '[{"name": "a", "condition": "timeout_rate > 0.5"}]',
+            "GPULOCKD_PROFILES": '{"mine": {"poll_interval": "100ms", "exponential_backoff": false}}',
+            "GPULOCKD_CONFIG_ROLLBACK_TIMEOUT_RATE": "20%",
+            "GPULOCKD_WEB_ALLOWED_HOSTS": '["a", "b"]',
+        }
+    ).tree
+    settings = fitted(said)
+    assert settings.rollout.stages == ((0.1, 3600.0), (0.5, 7200.0))
+    assert settings.alerts.rules[0].condition == "timeout_rate > 0.5"
+    assert settings.profiles["mine"].poll_interval == 0.1
+    assert settings.config.rollback_timeout_rate == 0.2
+    assert settings.web.allowed_hosts == ("a", "b")
+
+
+def test_empty_blocks_are_defaults_and_a_misspelt_variable_is_said(config: Path) -> None:
+    """A block with its lines commented out must start; other software may own the variable, so it is no error."""
+    config.write_text("gpu_lock:\ntasks:\n  whisper:\nqueue: {priority_step: 0}\n")
     with structlog.testing.capture_logs() as said:
-        settings = load(str(config), {"GPU_LOCK_POL_INTERVAL": "1"}).settings
-    assert settings.queue.priority_step == 0
-    assert said[0]["blocks"] == ["alerts", "tasks"]
-    assert said[1]["message"].endswith("did you mean GPU_LOCK_POLL_INTERVAL?")
+        settings = load(str(config), {"GPU_LOCK_POL_INTERVAL": "1", "GPULOCKD_TOKEN": "1"}).settings
+    assert (settings.queue.priority_step, settings.tasks) == (0, {})
+    assert [line["message"] for line in said] == [
+        "GPU_LOCK_POL_INTERVAL is no setting; did you mean GPU_LOCK_POLL_INTERVAL?"
+    ]
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:

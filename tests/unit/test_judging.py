@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from gpulockd.daemon import judging
 from gpulockd.daemon.heartbeats import Tasks, heartbeat_record, orphans, tasks_of
 from gpulockd.daemon.judging import Bury, GiveUp, Instruction, Mark, Miss, Press, Reading, Readings, Recovery, Revoke
-from gpulockd.daemon.levels import RANK, Level, Rules, TaskLimits, limits_of, reached
+from gpulockd.daemon.levels import RANK, Level, Rules, limits_of, reached
 from gpulockd.daemon.monitor import findings_of
 from gpulockd.daemon.sampling import any_busy, cpu_ticks_of
 from gpulockd.daemon.usage import Sample, Watched, reading_of, watched
 from gpulockd.hardware.processes.identity import Process, Stat
 from gpulockd.model import Gpu, GpuRecord, GpuState, Job, Snapshot, TicketRecord
-from gpulockd.settings import CleanupBlock, HeartbeatBlock, MonitorBlock, TimeoutLevels
+from gpulockd.settings import CleanupBlock, HeartbeatBlock, MonitorBlock, TaskBlock, TimeoutLevels
 
 MINUTE_MS = 60_000
 RULES = Rules()
@@ -185,7 +185,7 @@ def test_a_job_names_its_own_limits() -> None:
 
 def test_a_task_has_its_own_limits_and_the_job_goes_before_them() -> None:
     """Limits per task in the configuration."""
-    of_task = Rules(tasks={"whisper": TaskLimits(hard_timeout=240.0)})
+    of_task = Rules(tasks={"whisper": TaskBlock(hard_timeout=240.0)})
     assert limits_of(Job(task="whisper"), of_task).hard_ms == 240_000
     assert limits_of(Job(task="ocr"), of_task).hard_ms == 120 * MINUTE_MS
     assert limits_of(Job(task="whisper", hard_timeout_s=60), of_task).hard_ms == 60_000

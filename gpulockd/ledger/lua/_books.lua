@@ -81,7 +81,7 @@ end
 
 -- The terms are one text, words and then the offered gpus as JSON, parsed once for all calls that read the same.
 local TERMS = {'run_id', 'epoch', 'ttl_ms', 'step_ms', 'keepalive_ms', 'claim_window_ms', 'priority_step_ms',
-  'hold_back_ms', 'settle_ms', 'settle_policy', 'frozen_until', 'cluster', 'offered', 'guarded'}
+  'hold_back_ms', 'settle_ms', 'settle_policy', 'frozen_until', 'cluster', 'offered', 'guarded', 'version'}
 local IN_MS = {ttl_ms = true, step_ms = true, keepalive_ms = true, claim_window_ms = true, priority_step_ms = true,
   hold_back_ms = true, settle_ms = true}
 local NO_TERMS = {__index = cold}
@@ -89,7 +89,7 @@ local terms_of, terms_known = {}, 0   -- text -> metatable of `meta`
 
 -- What every answer tells of the terms.
 local function told(terms)
-  local epoch = terms.guarded == '1' and terms.epoch .. ' guarded' or terms.epoch
+  local epoch = terms.epoch .. ' v' .. (terms.version or '0') .. (terms.guarded == '1' and ' guarded' or '')
   return {epoch, text(terms.ttl_ms), text(terms.step_ms), text(terms.keepalive_ms)}
 end
 
@@ -133,7 +133,7 @@ function books.write()
   local state = string.format('%d %d %d %d %d', books.wall_ms, books.now, meta.stamp, meta.seq, meta.due_ms)
   if books.terms_changed then
     local words = {}
-    for i, name in ipairs(TERMS) do words[i] = IN_MS[name] and text(meta[name]) or meta[name] end
+    for i, name in ipairs(TERMS) do words[i] = IN_MS[name] and text(meta[name]) or meta[name] or '0' end
     words[#words + 1] = meta.cards_json
     books.note('terms', table.concat(words, ' '))
     meta.told, books.terms_changed = told(meta), false
@@ -150,8 +150,8 @@ function books.write()
   redis.call('HSET', names.meta, unpack(fields))
 end
 
--- The end of every verb: writes the books and returns {word, epoch, ttl, step, keepalive, now, ...}; the
--- epoch of a guarded pool has the word `guarded` behind it.
+-- The end of every verb: writes the books and returns {word, epoch, ttl, step, keepalive, now, ...}; behind the epoch
+-- stand the version of what the pool publishes, and the word `guarded` if it is.
 function books.answer(word, ...)
   books.write()
   local terms = meta.told

@@ -4,7 +4,7 @@
 ends = room(function(ends)
   local EVENTS = {released = 'lock_released', abandoned = 'wait_abandoned', timed_out = 'wait_timed_out',
     revoked = 'lock_revoked', expired = 'lock_expired', died = 'lock_expired', overruled = 'lock_revoked',
-    gpu_lost = 'lock_revoked'}
+    gpu_lost = 'lock_revoked', operator = 'lock_revoked', hard_timeout = 'lock_revoked', silent = 'lock_revoked'}
 
   local TOMBSTONE_MS = '600000'
 

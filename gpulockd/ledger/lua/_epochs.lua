@@ -39,7 +39,7 @@ epochs = room(function(epochs)
     local missing = not meta.run_id
     if missing then
       epochs.adopt(terms)
-      for _, name in ipairs({'offered', 'guarded', 'frozen_until'}) do meta[name] = '0' end
+      for _, name in ipairs({'offered', 'guarded', 'frozen_until', 'version'}) do meta[name] = '0' end
       books.note('was_guarded', 'unknown')
       gpus.offer('[]')
     end

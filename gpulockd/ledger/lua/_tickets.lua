@@ -76,13 +76,14 @@ tickets = room(function(tickets)
   -- nobody, never by two.
   function tickets.hold(t, keys)
     local w, is_new = gpus.wants(t.wants), not t.state
+    local via = is_new and '' or ',"via":"poll"'
     t.token = books.next_token()
     gpus.occupy(w, keys, t.id)
     books.take()
     t.state, t.gpus, t.granted_ms = 'held', table.concat(keys, ','), books.now
     if is_new then tickets.enter(t) else tickets.write(t) end
     due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
-    books.emit('lock_acquired', tickets.told(t))
+    books.emit('lock_acquired', tickets.told(t) .. via)
   end
 
   -- A claim whose winner has spoken.
@@ -90,7 +91,7 @@ tickets = room(function(tickets)
     t.state = 'held'
     tickets.write(t)
     due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
-    books.emit('lock_acquired', tickets.told(t))
+    books.emit('lock_acquired', tickets.told(t) .. ',"via":"doorbell"')
   end
 
   -- A sign of life of a holder or member: the lease's own end moves on.
@@ -110,6 +111,7 @@ tickets = room(function(tickets)
     local token, task_id = t.token > 0 and text(t.token), t.task_id
     if token and task_id == '' then task_id = string.sub(t.task, 1, -2) .. '#' .. token .. '"' end
     return '"lease":' .. cjson.encode(t.id) .. ',"task":' .. t.task
+      .. ',"session":' .. books.quote(string.sub(t.session, 1, 8))
       .. ',"waited_ms":' .. text(math.max(0, (t.granted_ms or books.now) - t.stamp))
       .. (token and ',"token":' .. token or '')
       .. (task_id ~= '' and ',"task_id":' .. task_id or '')

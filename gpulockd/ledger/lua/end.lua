@@ -4,7 +4,8 @@
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the caller, '' for the daemon or an operator    ARGV[2] 'ticket' | 'session'
 -- ARGV[3]  ticket, lease or session id    ARGV[4] token, '' for whatever it has (abandon)
--- ARGV[5]  reason: released | abandoned | timed_out | revoked | died
+-- ARGV[5]  reason: released | abandoned | timed_out | died | revoked, or who revoked it: operator | hard_timeout
+--          | silent | gpu_lost
 -- returns  {'ended', ..., reason} | {'gone', ..., reason it ended by} | {'stale', ..., present token}
 --          | {'no_session'} | {'unopened'}
 local session, what, id, token, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

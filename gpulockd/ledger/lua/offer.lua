@@ -9,6 +9,7 @@
 -- ARGV[11] '1': from now on the daemon's guard lets in who begins    ARGV[12] '1': it has said all that are in, after
 --          an offer of this session in the same epoch: what it said to an earlier one may be lost
 -- ARGV[13] the highest token that it has let in    ARGV[14] who offers, the same over restarts of this daemon
+-- ARGV[15] version of the defaults as the daemon knows it, '' if it has just begun
 -- returns  {'offered', ..., how its epoch opened, frozen (ms)} | {'fleet?'} | {'offered_elsewhere', ..., host, boot id}
 --          | {'no_session'}
 local session, boot_id, host, machine, complete, known_pool = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[8], ARGV[9]
@@ -76,7 +77,8 @@ books.note_term('guarded', ARGV[11])
 books.note('offer_session', session)
 books.note('offer_epoch', meta.epoch)
 books.note('boot_id', boot_id)
-redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'defaults', ARGV[6], 'offerer', ARGV[14])
+redis.call('HSET', names.offer, 'host', host, 'machine', machine, 'offerer', ARGV[14])
+published.offer(ARGV[6], ARGV[15])
 placing.free_all()
 placing.place()
 return books.answer('offered', meta.opened or '', text(books.frozen_ms()))

@@ -1,0 +1,1 @@
+"""The commands below `gpulockd config`, one module for those that belong together."""

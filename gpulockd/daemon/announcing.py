@@ -1,0 +1,47 @@
+"""What the daemon says of itself: that it is ready, that it was refused, who it is."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import structlog
+
+from gpulockd.daemon import notify
+from gpulockd.daemon.plan import Plan
+from gpulockd.errors import ConfigError, GpuLockError
+from gpulockd.hardware.cards import Cards
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes of the daemon."""
+
+_log = structlog.get_logger("gpulockd.daemon.serve")
+
+
+def refused(trouble: GpuLockError) -> int:
+    """Say why the daemon does not run, and return its exit code."""
+    _log.error("daemon.refused", kind=type(trouble).__name__, message=trouble.message)
+    return UNUSABLE if isinstance(trouble, ConfigError) else FAILED
+
+
+def only_ours(error: BaseException) -> GpuLockError | None:
+    """Return the one error of ours that task groups have wrapped, or None if there is another."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GpuLockError) else None
+
+
+def say_ready(version: str, plan: Plan, cards: Cards, gpus: int, address: str) -> None:
+    """Say on one line that the daemon is ready, to the terminal, the service manager and the log."""
+    line = f"gpulockd {version} ready: pool {plan.pool}, {_counted(cards, gpus)}, {address}, "
+    line += plan.folders.api_socket
+    with suppress(OSError):  # a terminal that is closed must not end the daemon
+        print(line, flush=True)
+    notify.notify("READY=1", f"STATUS={line}")
+    _log.info("daemon.ready", pool=plan.pool, gpus=gpus, message=line)
+
+
+def _counted(cards: Cards, count: int) -> str:
+    if count == 0:
+        return f"no GPU ({cards.describe()})"
+    kind = "simulated " if cards.source == "simulated" else ""
+    return f"{count} {kind}GPU{'' if count == 1 else 's'}"

@@ -1,0 +1,72 @@
+"""What this host keeps of the fleet's configuration in a file, for a store that has lost it and for its own start."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from gpulockd.ledger.revisions import Revision
+
+FILE = "configuration.json"
+MOST_REVISIONS = 50
+
+_log = structlog.get_logger(__name__)
+
+
+class ConfigKept(msgspec.Struct, frozen=True, kw_only=True):
+    """The last known state: the number in force, the last stable one, the live document, and the latest revisions.
+
+    `bases` is what file and environment of `pool` said, by revision; the latest revision comes first.
+    """
+
+    current: int
+    stable: int | None = None
+    live: dict[str, Any] = {}
+    revisions: tuple[Revision, ...] = ()
+    pool: str = ""
+    bases: dict[int, dict[str, Any]] = {}
+
+
+class KeptFile:
+    """The file in the daemon's state folder; `value` is what it holds, None: nothing that can be read."""
+
+    def __init__(self, folder: str) -> None:
+        """Read it."""
+        self._path = os.path.join(folder, FILE)
+        self.value = self._read()
+
+    def __repr__(self) -> str:
+        return f"<KeptFile {self._path} {self.value.current if self.value else '-'}>"
+
+    def _read(self) -> ConfigKept | None:
+        try:
+            with open(self._path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=ConfigKept)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as wrong:
+            _log.warning("config.kept_unreadable", message=f"{self._path} cannot be read and is written anew: {wrong}")
+            return None
+
+    async def keep(self, value: ConfigKept) -> None:
+        """Write the file, whole or not at all; nothing if it holds that."""
+        if value != self.value:
+            self.value = value
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._write, msgspec.json.encode(value))
+
+    def _write(self, content: bytes) -> None:
+        fresh = f"{self._path}.new"
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, self._path)
+        except OSError as trouble:
+            _log.warning("config.unkept", message=f"the configuration is not kept beside the store: {trouble}")

@@ -1,0 +1,93 @@
+"""The configuration for who only looks: what is in force, where it comes from, what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpulockd.config.change import base_as_of
+from gpulockd.config.live import Tree, live_for
+from gpulockd.config.results import Shown
+from gpulockd.daemon.configuration import Layers, Origin
+from gpulockd.daemon.inforce import InForce
+from gpulockd.daemon.poolviews import revision_of
+from gpulockd.daemon.uptake import Uptake
+from gpulockd.ledger import revisions
+from gpulockd.ledger.revisions import Ask, AuditLine, Revision
+from gpulockd.settings import Settings, checked, merged
+
+
+class ConfigReading:
+    """What can be seen of the configuration in this daemon."""
+
+    def __init__(self, in_force: InForce, uptake: Uptake, ask: Ask) -> None:
+        self._in_force = in_force
+        self._uptake = uptake
+        self._ask = ask
+
+    @property
+    def state(self) -> Shown:
+        """The revision in force, the last stable one, and the live document, as last seen."""
+        return self._uptake.shown
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force in this daemon."""
+        return self._in_force.current.settings
+
+    @property
+    def layers(self) -> Layers:
+        """File and environment of this host."""
+        return self._in_force.layers
+
+    @property
+    def file(self) -> str | None:
+        """The configuration file, if there is one."""
+        return self._in_force.layers.file
+
+    @property
+    def waits_for_restart(self) -> tuple[str, ...]:
+        """What file and environment say that only a restart takes up."""
+        return self._in_force.waits_for_restart
+
+    @property
+    def trouble(self) -> str:
+        """Why the file, or the live document, was not taken; empty if both were."""
+        return self._in_force.trouble or self._uptake.misfit
+
+    @property
+    def listeners(self) -> list[Callable[[Revision], None]]:
+        """Called with each revision that this daemon takes up; they must not raise."""
+        return self._uptake.listeners
+
+    def origins(self) -> dict[str, Origin]:
+        """Where each value comes from."""
+        return self._in_force.origins()
+
+    @property
+    def carries(self) -> bool:
+        """Whether this pool tries a candidate."""
+        return self._in_force.candidate is not None
+
+    async def history(self, *, before: int | None = None, count: int = 50) -> list[Revision]:
+        """Return a page of revisions, latest first, below a number."""
+        return await revisions.history(self._ask, before=before, count=count)
+
+    async def audit(self, *, count: int = 100, before: str = "") -> list[AuditLine]:
+        """Return a page of the audit, latest first."""
+        return await revisions.audits(self._ask, count=count, before=before)
+
+    async def tree_of(self, number: int) -> Tree:
+        """Return what this pool went by as of a revision, without defaults.
+
+        :raises UnknownRevision: if it is not kept
+        """
+        revision = await revision_of(self._ask, number)
+        base = base_as_of(await revisions.bases(self._ask, self._in_force.pool), number) or {}
+        return merged(base, live_for(revision.live, self._in_force.pool))
+
+    async def note_validated(self, tree: Tree, verdict: dict[str, Any], *, author: str) -> str:
+        """Keep what a trial has said of a candidate. Returns its digest."""
+        digest = revisions.digest(checked(tree))
+        await revisions.note_validated(self._ask, digest, verdict, author=author)
+        return digest

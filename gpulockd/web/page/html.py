@@ -1,0 +1,91 @@
+"""The page as HTML: whole, or only some of its parts for a page that is open.
+
+Its law: whatever programs say of themselves is escaped, and nothing in it comes from elsewhere or is a script or a
+style of its own; so its Content-Security-Policy needs no exception.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+from urllib.parse import quote
+
+import jinja2
+from starlette.responses import HTMLResponse
+
+from gpulockd.events import AnyEvent
+from gpulockd.web.page import changes, parts, static, words
+from gpulockd.web.page.parts import MAKERS, Part
+from gpulockd.web.problems import refusal
+from gpulockd.web.table import Visit
+
+KEPT_S = 0.25
+"""How long the HTML of a part serves all who look, if nothing has happened (in seconds)."""
+
+KINDS = " ".join(sorted(kind.__struct_config__.tag for kind in get_args(AnyEvent)))
+"""The events that an open page listens to: a browser must name each."""
+
+HEADERS = {
+    "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("gpulockd.web.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters.update(
+        age=words.age,
+        clock=words.clock,
+        iso=words.iso,
+        share=words.percent,
+        value=changes.value_text,
+        path=lambda text: quote(str(text), safe=""),
+    )
+    made.globals.update(glyphs=words.GLYPHS, static=static.urls())
+    return made
+
+
+_templates = _environment()
+
+
+async def page(visit: Visit) -> HTMLResponse:
+    """The page of this moment; with `parts`, only those of it.
+
+    :raises ProblemError: 422 for a part that there is not
+    """
+    wanted = visit.request.query_params.get("parts")
+    names = list(MAKERS) if wanted is None else wanted.split(",")
+    unknown = next((name for name in names if name not in MAKERS), None)
+    if unknown is not None:
+        raise refusal(422, "invalid", f"there is no part {unknown[:40]!r}", f"name some of {', '.join(MAKERS)}")
+    made = {name: await _html(name, visit) for name in dict.fromkeys(names)}
+    if wanted is not None:
+        return HTMLResponse("\n".join(made.values()), headers=HEADERS)
+    backend = visit.backend
+    given: dict[str, Any] = {"pool": backend.pool, "writes": backend.settings.web.writes, "kinds": KINDS}
+    return HTMLResponse(_templates.get_template("page.html").render(parts=made, **given), headers=HEADERS)
+
+
+async def _html(name: str, visit: Visit) -> str:
+    backend = visit.backend
+
+    async def make() -> str:
+        return rendered(await parts.part(name, backend))
+
+    return await backend.pages.get(f"html {name}", KEPT_S, make, mark=backend.feed.last)
+
+
+def rendered(part: Part) -> str:
+    """Return the HTML of one part."""
+    return _templates.get_template(f"{part.name}.html").render(part=part, data=part.data)

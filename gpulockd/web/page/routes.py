@@ -1,0 +1,23 @@
+"""The rows of the route table that are the page."""
+
+from __future__ import annotations
+
+from gpulockd.web.page import html, static
+from gpulockd.web.page.parts import MAKERS
+from gpulockd.web.table import Query, Row
+
+_PART = f"({'|'.join(MAKERS)})"
+_PARTS = f"^{_PART}(,{_PART})*$"
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        method="GET",
+        path="/",
+        handler=html.page,
+        answer=str,
+        media="text/html",
+        query=(Query("parts", "only these parts of it, with commas between", "string", pattern=_PARTS),),
+        summary="The page",
+    ),
+    *static.ROWS,
+)

@@ -1,0 +1,175 @@
+"""How the page writes things: ages, moments, sizes, and what happened, each in a few words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from gpulockd.events import (
+    AlertRaised,
+    AlertResolved,
+    ConfigChanged,
+    ConfigRolledBack,
+    DaemonStarted,
+    DaemonStopped,
+    Event,
+    ForeignProcessSeen,
+    GpuLost,
+    GpuQuarantined,
+    GpuSettled,
+    GpuSettling,
+    HeartbeatMissed,
+    LockAcquired,
+    LockExpired,
+    LockReleased,
+    LockRequested,
+    LockRevoked,
+    SessionLost,
+    SessionOpened,
+    StopRequested,
+    TimeoutWarned,
+    WaitAbandoned,
+    WaitTimedOut,
+)
+from gpulockd.model import GPU_KEY_PREFIX, Job
+from gpulockd.units import format_duration
+
+DAY_S = 86_400
+
+GLYPHS = {"good": "●", "warn": "▲", "bad": "■", "idle": "○"}
+"""The shape that goes with each mood, so that no state is told by its colour alone."""
+
+
+def age(seconds: float) -> str:
+    """Return whole seconds as people read them: "12 s", "7:08", "2:03:20", "6 d 04 h"."""
+    whole = max(0, int(seconds))
+    if whole < DAY_S:
+        return f"{whole} s" if whole < 60 else format_duration(whole)
+    return f"{whole // DAY_S} d {whole % DAY_S // 3600:02d} h"
+
+
+def short(seconds: float) -> str:
+    """Return a length as a person would say it: "0.4 s", "12 s", "5 m", "1 h 30 m"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} m {rest} s" if rest else f"{minutes} m"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest} m" if rest else f"{hours} h"
+
+
+def clock(at_ms: float, *, seconds: bool = True) -> str:
+    """Return a moment (wall clock, ms) as the time of day of this host."""
+    return time.strftime("%H:%M:%S" if seconds else "%H:%M", time.localtime(at_ms / 1000))
+
+
+def iso(at_ms: float) -> str:
+    """Return a moment (wall clock, ms) as ISO 8601 in UTC, for `datetime`."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def percent(share: float | None) -> str:
+    """Return a share of 1: "71 %"."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def gib(mib: float | None) -> str:
+    """Return memory (in MiB): "12 GiB"."""
+    return "–" if mib is None else f"{mib / 1024:.3g} GiB"
+
+
+def gpu_name(key: str) -> str:
+    """Return a key as people say it: "GPU 0"."""
+    number = key.removeprefix(GPU_KEY_PREFIX)
+    return f"GPU {number}" if number.isdigit() else key
+
+
+def gpu_names(keys: tuple[str, ...]) -> str:
+    """Return several keys in one: "GPU 0, GPU 2"."""
+    return ", ".join(gpu_name(key) for key in keys)
+
+
+def job_name(job: Job, token: int = 0) -> str:
+    """Return what a job is called: its task, and its id unless that only repeats it."""
+    return named(job.task, job.task_id or (f"{job.task}#{token}" if token else ""))
+
+
+def named(task: str, task_id: str) -> str:
+    """Return task and id in one, without saying the task twice."""
+    task = task or "somebody"
+    if not task_id or task_id == task or task_id.startswith(f"{task}#"):
+        return task
+    return f"{task} {task_id}"
+
+
+Said = tuple[str, str, str]
+"""What happened: the word, its mood ("good", "warn", "bad", or "" for plain) and the rest of the sentence."""
+
+
+def told(event: Event) -> Said:
+    """Return an event as the page lists it."""
+    found = _TOLD.get(type(event))
+    word, mood, sentence = found if found is not None else (event.kind.replace("_", " "), "", _plain)
+    return word, mood, sentence(event)
+
+
+def _plain(event: Event) -> str:
+    return " · ".join(part for part in (gpu_names(event.gpus), event.task or "", event.reason or "") if part)
+
+
+def _granted(event: Event) -> str:
+    waited = f" after {short(event.waited_ms / 1000)}" if event.waited_ms else ""
+    return f"{gpu_names(event.gpus)} → {_task(event)}{waited}"
+
+
+def _ended(event: Event) -> str:
+    held = f" ({age(event.held_ms / 1000)})" if event.held_ms is not None else ""
+    why = f": {_reason(event)}" if event.reason and not isinstance(event, LockReleased) else ""
+    return f"{gpu_names(event.gpus)} {_task(event)}{held}{why}"
+
+
+def _waiter(event: Event) -> str:
+    waited = f" after {short(event.waited_ms / 1000)}" if event.waited_ms else ""
+    return f"{_task(event)}{waited}"
+
+
+def _alert(event: Event) -> str:
+    assert isinstance(event, AlertRaised | AlertResolved)
+    return " · ".join(part for part in (event.rule, event.message, event.reason or "") if part)
+
+
+def _task(event: Event) -> str:
+    return named(event.task or "", event.task_id or "")
+
+
+def _reason(event: Event) -> str:
+    return (event.reason or "").replace("_", " ")
+
+
+_TOLD: dict[type[Event], tuple[str, str, Callable[[Event], str]]] = {
+    LockRequested: ("queued", "", _waiter),
+    LockAcquired: ("granted", "good", _granted),
+    LockReleased: ("released", "", _ended),
+    LockExpired: ("expired", "bad", _ended),
+    LockRevoked: ("revoked", "bad", _ended),
+    WaitAbandoned: ("left", "", _waiter),
+    WaitTimedOut: ("timed out", "warn", _waiter),
+    StopRequested: ("stop asked", "warn", _ended),
+    TimeoutWarned: ("warning", "warn", _ended),
+    HeartbeatMissed: ("silent", "warn", _ended),
+    SessionOpened: ("joined", "", _plain),
+    SessionLost: ("lost", "bad", _plain),
+    GpuSettling: ("settling", "warn", _plain),
+    GpuSettled: ("settled", "", _plain),
+    GpuQuarantined: ("quarantine", "bad", _plain),
+    GpuLost: ("gpu lost", "bad", _plain),
+    ForeignProcessSeen: ("stranger", "warn", _plain),
+    ConfigChanged: ("config", "", _plain),
+    ConfigRolledBack: ("rolled back", "warn", _plain),
+    AlertRaised: ("alert", "bad", _alert),
+    AlertResolved: ("resolved", "good", _alert),
+    DaemonStarted: ("daemon up", "", _plain),
+    DaemonStopped: ("daemon off", "warn", _plain),
+}
