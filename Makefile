@@ -6,7 +6,7 @@ WORKERS ?= 3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service clean vendor-free
+.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service clean vendor vendor-free
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 28
@@ -65,6 +65,16 @@ test-performance: venv  ## the performance and stress tests at their documented 
 
 faults:
 	@echo 'make: $@ arrives with a later package' >&2; exit 1
+
+vendor:  ## fetch the page's chart library again through npm, and compare its digests
+	@set -euo pipefail; \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	(cd "$$folder" && npm pack --silent uplot@1.6.32 >/dev/null && tar xzf uplot-1.6.32.tgz); \
+	cp "$$folder/package/dist/uPlot.iife.min.js" gpulockd/web/static/uplot.js; \
+	cp "$$folder/package/dist/uPlot.min.css" gpulockd/web/static/uplot.css; \
+	cp "$$folder/package/LICENSE" gpulockd/web/static/uplot.LICENSE; \
+	sed -nE 's/^\| `([^`]+)` .*`([0-9a-f]{64})` \|$$/\2  \1/p' gpulockd/web/static/VENDORED.md \
+	  | (cd gpulockd/web/static && sha256sum --check)
 
 vendor-free:  ## the lock names packages only: no index, no host, no local path
 	@if grep -nE '://|^-|@ |^\.|file:' requirements-dev.lock; then \

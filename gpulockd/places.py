@@ -98,6 +98,16 @@ def read_store_note(folder: str) -> dict[str, str] | None:
     return {str(name): str(value) for name, value in note.items()} if isinstance(note, dict) else None
 
 
+def store_seen_from(folder: str, url: str) -> str:
+    """Return the URL of a daemon's store for who has its runtime folder at `folder`, which is another place in a
+    container that mounts it elsewhere. The private store's socket lies in that folder; any other URL stays as it is.
+    """
+    beside, there = os.path.join(folder, STORE_SOCKET), url.removeprefix("unix://")
+    if (read_store_note(folder) or {}).get("url") != url or there == url or not os.path.exists(beside):
+        return url
+    return url if os.path.exists(there) and os.path.samefile(there, beside) else f"unix://{beside}"
+
+
 def _owner(path: str) -> int | None:
     """Return the uid that owns the folder `path`, or None if it is not a folder of its own."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from gpulockd import places
 from gpulockd.cli.wish import Grant
 
 OURS = (
@@ -28,7 +29,9 @@ def of_run(inherited: Mapping[str, str], grant: Grant, socket: str) -> dict[str,
     env["GPULOCKD_POOL"] = grant.pool
     env["GPULOCKD_SOCKET"] = socket
     # A private store is found through the daemon's folder, which may be mounted elsewhere; another one by its URL.
-    private = grant.store.startswith("unix://") and os.path.dirname(grant.store[7:]) == os.path.dirname(socket)
+    folder = os.path.dirname(socket)
+    store = places.store_seen_from(folder, grant.store)
+    private = store.startswith("unix://") and os.path.dirname(store[7:]) == folder
     if not private:
         env["GPULOCKD_REDIS_URL"] = grant.store
     return env | {name: value for name, value in grant.env.items() if name not in env}

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gpulockd import places
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.client import wishes
 from gpulockd.client.finding import find_store
@@ -159,5 +160,8 @@ def _ask(url: str, deadline_s: float, *calls: verbs.Call[Any]) -> list[Any]:
 
 
 def _whole(url: str) -> str:
-    """The store's URL. Where the daemon has hidden its password, the environment or the daemon's hello has it."""
-    return find_store().url if HIDDEN in url else url
+    """The store's URL from here. Where the daemon has hidden its password, the environment or its hello has it."""
+    if HIDDEN in url:
+        return find_store().url
+    runtime = places.find_runtime()
+    return places.store_seen_from(runtime[0], url) if runtime is not None else url

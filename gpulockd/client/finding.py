@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpulockd import places
-from gpulockd.errors import StoreUnavailable
+from gpulockd.errors import ConfigError, StoreUnavailable
 from gpulockd.ledger.address import check_url
 
 HELLO_DEADLINE_S = 1.0
+GONE = (ConnectionRefusedError, FileNotFoundError)
 NO_STORE = "no Redis is known here: start `gpulockd serve`, or set GPULOCKD_REDIS_URL"
 
 
@@ -39,31 +40,35 @@ def hello(folder: str) -> dict[str, object] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _check_listens(url: str, folder: str) -> None:
-    """A store on a unix socket that nobody listens on, and whose daemon is not there either, will not come by itself.
-
-    :raises StoreUnavailable: if it refuses; it says what to start
-    """
-    path = url.removeprefix("unix://") if url.startswith("unix:///") else ""
-    if not path or not (_refuses(path) and _refuses(str(Path(folder) / places.GUARD_SOCKET))):
-        return
-    raise StoreUnavailable(
-        f"the store at {path} does not run, and neither does the daemon that has started it: start `gpulockd serve`, "
-        f"or set GPULOCKD_REDIS_URL (the file {Path(folder) / places.STORE_NOTE} is left over and names that store)"
-    )
-
-
-def _refuses(path: str) -> bool:
-    """Whether nobody listens on a unix socket; one that may not be asked, or has no time, is somebody's."""
+def _connects(path: str) -> type[OSError] | None:
+    """Try a unix socket: None if somebody listens there, else what is raised."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
         tried.settimeout(HELLO_DEADLINE_S)
         try:
             tried.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:
-            return False
-    return False
+        except OSError as refused:
+            return type(refused)
+    return None
+
+
+def _check_store(url: str, folder: str) -> None:
+    """Look at a private store before deadlines are spent on it: what is clear is said at once.
+
+    :raises ConfigError: if its socket is closed to this user
+    :raises StoreUnavailable: if nobody listens there nor in its daemon's place, so that nobody will start it
+    """
+    path = url.removeprefix("unix://") if url.startswith("unix:///") else ""
+    refused = _connects(path) if path else None
+    if refused is PermissionError:
+        raise ConfigError(
+            f"the store's socket {path} is closed to user {os.getuid()}: run as the daemon's user or as root, or join "
+            "the group of that socket (docker: --group-add its number)"
+        )
+    if refused in GONE and _connects(str(Path(folder) / places.GUARD_SOCKET)) in GONE:
+        raise StoreUnavailable(
+            f"the store at {path} does not run, and neither does the daemon that has started it: start "
+            f"`gpulockd serve`, or set GPULOCKD_REDIS_URL ({Path(folder) / places.STORE_NOTE} is left over)"
+        )
 
 
 def find_store(pool: str | None = None) -> Whereabouts:
@@ -71,7 +76,7 @@ def find_store(pool: str | None = None) -> Whereabouts:
 
     :param pool: the pool that the call names, None if it names none
     :raises StoreUnavailable: if neither the environment nor a daemon names a store, or it is clear that it does not run
-    :raises ConfigError: if the URL cannot name one
+    :raises ConfigError: if the URL cannot name one, or its socket is closed to this user
     """
     pool = pool or os.environ.get("GPULOCKD_POOL") or None
     url = os.environ.get("GPULOCKD_REDIS_URL")
@@ -85,8 +90,9 @@ def find_store(pool: str | None = None) -> Whereabouts:
     local = _read(runtime[0])
     if not local.get("url"):
         raise StoreUnavailable(f"{NO_STORE} (no daemon answers in {runtime[0]})")
-    _check_listens(local["url"], runtime[0])
-    return Whereabouts(check_url(local["url"]), pool or local.get("pool"), runtime[1])
+    url = places.store_seen_from(runtime[0], local["url"])
+    _check_store(url, runtime[0])
+    return Whereabouts(check_url(url), pool or local.get("pool"), runtime[1])
 
 
 def _read(folder: str) -> dict[str, str]:

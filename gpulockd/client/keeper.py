@@ -38,6 +38,7 @@ class Keeper:
         self._stopping = False
         self._store: BlockingStore | None = None
         self._short = False
+        self._away = ""
         self._thread = threading.Thread(target=self._run, name="gpulockd-keepalive", daemon=True)
 
     @property
@@ -87,10 +88,12 @@ class Keeper:
                 break
             try:
                 self._keep()
+                self._away = ""
                 wait_s = 0.0 if self._believes_nothing() else self.session.keepalive_s
             except StoreUnavailable as away:
                 self._forget_connection()
-                wait_s = self._doubt(str(away))
+                self._away = str(away)
+                wait_s = self._doubt(self._away)
             except Exception as trouble:  # noqa: BLE001 - whatever goes wrong, a body must not outlive its belief
                 log.error("gpulockd: keepalive failed: %s: %s", type(trouble).__name__, trouble)
                 self._forget_connection()
@@ -135,7 +138,7 @@ class Keeper:
         session = self.session
         # A process that was stopped for longer than its belief learns it here before its body goes on for long.
         if self._believes_nothing():
-            self._doubt("this process was stopped for too long")
+            self._doubt(self._away or "this process was stopped for too long")
         asked_at = boottime_s()
         self.sent += 1
         held = [entry for entry in session.table.held() if entry.session == session.id]

@@ -126,7 +126,8 @@ class LeaseFacts:
 
     def _loss(self) -> LeaseLost:
         where = ", ".join(str(gpu) for gpu in self.gpus)
-        text = f"the lease on {where} (token {self.token}) was lost: {in_words(self.lost_reason)}; stop using it and ask again"
+        why = in_words(self.lost_reason)
+        text = f"the lease on {where} (token {self.token}) was lost: {why}; stop using it and ask again"
         return LeaseLost(text, lease=self.id, token=self.token, reason=self.lost_reason)
 
 

@@ -1,7 +1,6 @@
 """A line: what one event loop has of a session: a command connection, and a subscription to the session's doorbell.
 
-While the subscription stands nobody polls. When it breaks, waiters poll with backoff until it is back; the line says
-both. A message is only a hint, so whoever was waiting asks for the state when the subscription comes back.
+A message is only a hint, so whoever was waiting asks for the state when a broken subscription has come back.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from gpulockd.client import emergency
@@ -18,13 +18,13 @@ from gpulockd.client.belief import BeliefWatch
 from gpulockd.client.doorbell import Begun, ConfirmAnswer, Doorbell, confirm_call
 from gpulockd.client.guarded import Admits
 from gpulockd.client.keeper import Keeper
+from gpulockd.client.listening import Listening
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.subscription import Subscription
 from gpulockd.ledger.verbs import Call, EndReason
 
 T = TypeVar("T")
@@ -46,13 +46,11 @@ class Line:
         self.keeper = keeper
         self.loop = asyncio.get_running_loop()
         self.store = Store(session.url, deadline_s=session.times.rpc_deadline)
-        self.listening = False
-        self._subscribed_as = ""
-        self._subscription: Subscription | None = None
         self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.Task[None] | None = None
         self.doorbell = Doorbell(session, self.loop, self.store)
+        self._hearing = Listening(session, keeper, self.doorbell)
         self.belief = BeliefWatch(session, self.loop)
         self.guard = self.doorbell.guard = guard or GuardLink(session)
         session.on_guarded.append(self._look_at_guard)
@@ -60,20 +58,26 @@ class Line:
     def __repr__(self) -> str:
         return f"<Line {self.session.keys.pool} {'listening' if self.listening else 'polling'}>"
 
+    @property
+    def listening(self) -> bool:
+        """Whether the doorbell is heard, so that nobody need poll."""
+        return self._hearing.stands
+
     async def ready(self) -> None:
         """Return once this loop hears its doorbell and the session is open.
 
         :raises StoreUnavailable: if Redis does not answer
         :raises ConfigError: if it may not be used, or the pool belongs to another host
         """
-        if self.session.is_open and self._subscribed_as == self.session.id:
+        if self.session.is_open and self._hearing.is_current:
             return
         async with self._opening:
             try:
                 if not self.session.is_open:
                     await self.open_session()
-                if self._subscribed_as != self.session.id:
-                    await self._subscribe_or_poll()
+                if not self._hearing.is_current:
+                    # Only the first subscription may be missing; later ones are `_listen`'s to open again.
+                    await (self._hearing.subscribe() if self._listener else self._hearing.subscribe_or_poll())
             except BaseException:
                 if self._listener is None:
                     await self.store.aclose()
@@ -176,70 +180,11 @@ class Line:
 
     # The doorbell.
 
-    async def _subscribe(self) -> None:
-        old, id = self._subscription, self.session.id
-        keys = self.session.keys
-        channels = (keys.session_channel(id), keys.config_channel)
-        self._subscription = await Subscription.open(
-            self.session.url, channels, deadline_s=self.session.times.rpc_deadline
-        )
-        self._subscribed_as = id
-        self.doorbell.heard_at = self.loop.time()
-        self.listening = True
-        if old is not None:
-            await old.aclose()
-
-    async def _subscribe_or_poll(self) -> None:
-        """A store that answers commands, and no subscription, is polled until it does."""
-        try:
-            await self._subscribe()
-        except GpuLockError as refused:
-            if self._listener is not None:
-                raise
-            log.warning("gpulockd: no notifications from Redis, waiters poll until they come: %s", refused)
-            self._subscribed_as = self.session.id
-
     async def _listen(self) -> None:
-        """Hear the doorbell until the loop closes; open it again when it breaks."""
-        pause_s = RETRY_S
         try:
-            while True:
-                try:
-                    if not self.listening:
-                        await self._subscribe()
-                        log.info("gpulockd: notifications from Redis are back; polling ends")
-                        self.doorbell.kick_all()
-                        self.keeper.wake()  # what the pool has published meanwhile
-                    await self._hear()
-                    pause_s = RETRY_S
-                except GpuLockError as broken:
-                    if self.listening:
-                        log.warning(
-                            "gpulockd: notifications from Redis are lost, waiters poll until they are back: %s", broken
-                        )
-                        self.doorbell.kick_all()
-                    self.listening = False
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, MOST_RETRY_S)
+            await self._hearing.run()
         finally:
             await self._close()
-
-    async def _hear(self) -> None:
-        """Hear messages. Raises `StoreUnavailable` when the connection breaks, or no echo came for two keepalives."""
-        while True:
-            subscription = self._subscription
-            assert subscription is not None
-            silence_s = 2 * self.session.keepalive_s + self.session.times.rpc_deadline
-            try:
-                async with asyncio.timeout_at(self.doorbell.heard_at + silence_s):
-                    await subscription.hear(self.doorbell.take)
-            except StoreUnavailable:
-                if subscription is not self._subscription:
-                    continue
-                raise
-            except TimeoutError:
-                if self.loop.time() >= self.doorbell.heard_at + silence_s:
-                    raise StoreUnavailable(f"no echo for {silence_s:g} s") from None
 
     async def confirm(self, entry: Entry, token: int) -> tuple[ConfirmAnswer, float]:
         """Ask whether a claim stands, or hear what the doorbell has asked already. Returns as `ask`."""
@@ -260,6 +205,15 @@ class Line:
         if not task.cancelled() and isinstance(task.exception(), GpuLockError):
             log.error("gpulockd: %s", task.exception())
 
+    def hang_up(self) -> None:
+        """The session has ended for good: close the connections soon; from any thread."""
+        with suppress(RuntimeError):  # the loop is closed, and they with it
+            self.loop.call_soon_threadsafe(self._stop_listening)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+
     async def aclose(self) -> None:
         """Close the connections now, not only with the loop."""
         if self._listener is None:
@@ -274,20 +228,16 @@ class Line:
         # Tasks of a closing loop end at their own pace.
         while self.loop.time() < deadline and (len(self._tasks) > 1 or self._any_entry()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        self._subscribed_as = ""
         self._listener = None
         self.belief.end()
         self.guard.close()
         self.session.on_guarded.remove(self._look_at_guard)
-        if self._subscription is not None:
-            await self._subscription.aclose()
-            self._subscription = None
+        await self._hearing.aclose()
         await self.store.aclose()
 
     def descriptors(self) -> list[int]:
         """The open sockets of this line, for a forked child to close."""
-        listening = self._subscription.descriptors() if self._subscription is not None else []
-        return self.store.descriptors() + listening + self.guard.descriptors()
+        return self.store.descriptors() + self._hearing.descriptors() + self.guard.descriptors()
 
     def _look_at_guard(self) -> None:
         """The pool has got a guard: what is held here is told to it; from any thread."""

@@ -96,6 +96,9 @@ def say_goodbye() -> None:
             entry.lose("this process has said goodbye")
         if keeper.started:
             keeper.stop()
+    # Other loops, the portal's too, go on; what hears there would wait for ever for an echo of the ended sessions.
+    for line in list(mine.lines.values()):
+        line.hang_up()
 
 
 async def line_of(session: Session) -> Line:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from gpulockd.client.whoami import started_ticks
+from gpulockd.client.whoami import started_ticks, this_process
 from gpulockd.errors import GpuLockTimeout, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
@@ -58,7 +59,9 @@ def holder_text(lease: TicketRecord) -> str:
 
 
 def pid_text(process: Process) -> str:
-    """A process's pid, marked where it is not a number of this host or container, but only what it calls itself."""
+    """A process's pid, marked where it is this one, and where it is only what the process calls itself elsewhere."""
+    if process.pid == os.getpid() and process == this_process():
+        return f"pid {process.pid}, this process"
     if process.seen or not process.started_ticks or started_ticks(process.pid) == process.started_ticks:
         return f"pid {process.pid}"
     return f"its own pid {process.pid} on {process.host}"

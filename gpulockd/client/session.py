@@ -61,6 +61,7 @@ class Session:
         self.version = 0
         self.is_open = False
         self.highest_token = 0
+        self.said_own = False
         self.on_guarded: list[Callable[[], None]] = []
         self._asserted_epoch = ""
         self._believed_until = 0.0

@@ -13,6 +13,7 @@ import msgspec
 
 from gpulockd.client.entering import Entering, NotAdmitted, must_be_let_in
 from gpulockd.client.line import Line
+from gpulockd.client.ownholds import OwnHolds
 from gpulockd.client.refusals import deadlock_text, impossible_text, timeout_error
 from gpulockd.client.table import Ask, Entry
 from gpulockd.errors import GpuLockError, GpuLockTimeout, ImpossibleRequest, StoreUnavailable, WouldDeadlock
@@ -53,6 +54,7 @@ class Waiting:
         self._retry_s = FIRST_RETRY_S
         self._said_frozen = False
         self._entering = Entering(line)
+        self._own_holds = OwnHolds(line.session, ask.wants)
         self.place: int | None = None
         self.queued: int | None = None
 
@@ -90,6 +92,7 @@ class Waiting:
                 self.line.end_later(self.entry, "abandoned")
             raise
         finally:
+            self._own_holds.end()
             self.line.doorbell.forget(self.entry)
 
     def let_go(self) -> None:
@@ -212,6 +215,7 @@ class Waiting:
     async def _wait(self, answer: a.Waiting) -> bool:
         entry, line = self.entry, self.line
         line.guard.look()
+        self._own_holds.watch(line.loop)
         self.place, self.queued = answer.place, answer.queued
         if entry.stamp_ms is None:
             entry.stamp_ms = answer.now_ms

@@ -21,7 +21,7 @@ from gpulockd.alerting.records import book_of, line_of
 from gpulockd.alerting.rules import Rule, rules_of
 from gpulockd.daemon.channels.made import usable
 from gpulockd.daemon.dispatching import Dispatcher, Known
-from gpulockd.daemon.factfinding import FactFinder
+from gpulockd.daemon.factfinding import FactFinder, Sees
 from gpulockd.daemon.judging import Reading
 from gpulockd.daemon.neighbouring import WATCHED, DaemonMark, around, marks_of
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
@@ -53,6 +53,7 @@ class Alerts:
     :param session: the id of this daemon's session
     :param monitor: whether the monitor does its work
     :param readings: what is known of the runs, by lease id
+    :param evidence: what is seen of leases' runs and cards; None: only the readings say
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Alerts:
         host: str,
         monitor: Callable[[], bool],
         readings: Callable[[], Mapping[str, Reading]],
+        evidence: Sees | None = None,
     ) -> None:
         self._keys = keys
         self._ask = ask
         self._settings = settings
         self._session = session
         self._host = host
-        self._finder = FactFinder(keys, ask, monitor=monitor, readings=readings)
+        self._finder = FactFinder(keys, ask, monitor=monitor, readings=readings, evidence=evidence)
         self._marked: DaemonMark | None = None
         self._due_s: float | None = None
         self._news = anyio.Event()

@@ -19,21 +19,32 @@ from gpulockd.ledger.suspicions import Evidence, Patience, Suspicion, suspicions
 from gpulockd.model import Snapshot
 from gpulockd.settings import Settings
 
+Sees = Callable[[Snapshot], Mapping[str, Evidence]]
+"""What is seen of the runs and cards of a snapshot's leases, by lease id."""
+
 
 class FactFinder:
     """Looks at one pool. It remembers since when holders are gone, and the store's CPU time.
 
     :param monitor: whether the monitor does its work
     :param readings: what is known of the runs, by lease id
+    :param evidence: what is seen of leases' runs and cards; None: only the readings say
     """
 
     def __init__(
-        self, keys: PoolKeys, ask: Ask, *, monitor: Callable[[], bool], readings: Callable[[], Mapping[str, Reading]]
+        self,
+        keys: PoolKeys,
+        ask: Ask,
+        *,
+        monitor: Callable[[], bool],
+        readings: Callable[[], Mapping[str, Reading]],
+        evidence: Sees | None = None,
     ) -> None:
         self._keys = keys
         self._ask = ask
         self._monitor = monitor
         self._readings = readings
+        self._evidence = evidence
         self._gone_since: dict[str, float] = {}
         self._cpu: tuple[int, float] | None = None
 
@@ -69,6 +80,10 @@ class FactFinder:
         return Seen(values=values, about=about)
 
     def _suspicions(self, snapshot: Snapshot, silent_s: float) -> tuple[Suspicion, ...]:
+        seen = self._of_readings(snapshot) if self._evidence is None else self._evidence(snapshot)
+        return suspicions(snapshot, seen, Patience(silent_s=silent_s))
+
+    def _of_readings(self, snapshot: Snapshot) -> dict[str, Evidence]:
         now_s, living = boottime_s(), {lease.id for lease in snapshot.leases}
         readings = {id: reading for id, reading in self._readings().items() if id in living}
         gone = [id for id, reading in readings.items() if reading.gone]
@@ -78,7 +93,7 @@ class FactFinder:
             idle_s = None if reading.idle_ms is None else reading.idle_ms / 1000
             gone_s = now_s - self._gone_since[id] if reading.gone else 0.0 if reading.gone is False else None
             seen[id] = Evidence(gone_s=gone_s, still_s=idle_s, card_idle_s=idle_s)
-        return suspicions(snapshot, seen, Patience(silent_s=silent_s))
+        return seen
 
     def _redis_cpu(self, stored: Stored) -> float | None:
         """The store's share of one core since the last look."""

@@ -95,6 +95,7 @@ class Overseeing:
         self._members = members
         self._looks = looks
         self._gone_since: dict[str, float] = {}
+        self._lived: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Overseeing {self._checks().total} checks>"
@@ -139,12 +140,13 @@ class Overseeing:
         now_s, gone = boottime_s(), self._gone(snapshot)
         self._gone_since = {id: self._gone_since.get(id, now_s) for id in gone}
         uuids = {record.gpu.key: record.gpu.uuid for record in snapshot.gpus}
-        runs, guarded, seen = self._runs(), self._guarded(), {}
+        runs, seen = self._runs(), {}
         for lease in snapshot.leases:
             still_ms = runs[lease.id].idle_ms if lease.id in runs else None
             idle_s = [self._idle_s(uuids.get(key) or "") for key in lease.gpus]
+            lives = 0.0 if lease.id in self._lived else None
             seen[lease.id] = Evidence(
-                gone_s=now_s - self._gone_since[lease.id] if lease.id in gone else 0.0 if lease.id in guarded else None,
+                gone_s=now_s - self._gone_since[lease.id] if lease.id in gone else lives,
                 still_s=None if still_ms is None else still_ms / 1000,
                 card_idle_s=min((s for s in idle_s if s is not None), default=None) if None not in idle_s else None,
             )
@@ -155,14 +157,16 @@ class Overseeing:
         return self._looks.history
 
     def _gone(self, snapshot: Snapshot) -> set[str]:
-        """The leases that were let in here and of whose run no process lives, by what the monitor or the guard sees."""
+        """The leases that were let in here and of whose run no process lives, by what the monitor or the guard sees.
+
+        One that never had a process is held by a connection from elsewhere: of that nothing can be gone.
+        """
         runs, guarded = self._runs(), self._guarded()
-        return {
-            lease.id
-            for lease in snapshot.leases
-            if lease.state == "held"
-            and (runs.get(lease.id, Reading()).gone or (lease.id in guarded and not self._members.members(lease.id)))
-        }
+        held = [lease.id for lease in snapshot.leases if lease.state == "held"]
+        living = {id for id in held if id in guarded and self._members.members(id)}
+        self._lived = living | self._lived.intersection(held)
+        left = {id for id in self._lived if id in guarded and id not in living}
+        return left | {id for id in held if runs.get(id, Reading()).gone}
 
     def _idle_s(self, uuid: str) -> float | None:
         """For how long a card has computed nothing, by its readings in a row (in seconds); None if it does not tell."""

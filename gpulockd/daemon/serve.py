@@ -196,13 +196,8 @@ async def _serve_pool(
                 sockets = doors.api or [*tcp, listening.bind_unix(plan.folders.api_socket)]
                 tls = encrypting.context_of(plan.settings.web.tls)
                 await web.start(listening.run, app, sockets, stopping, tls)
-                say_ready(
-                    __version__,
-                    plan,
-                    offered.cards,
-                    len(offered.gpus),
-                    f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}",
-                )
+                address = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+                say_ready(__version__, plan, offered.cards, len(offered.gpus), address)
                 made.on_ready()
                 interval_s = notify.watchdog_interval_s()
                 if interval_s is not None:
@@ -213,8 +208,7 @@ async def _serve_pool(
                 await made.alerts.sign_off()
         finally:
             _take_down(plan, doors)
-        stops = plan.stop_store and store is not None
-        await say_who_holds(offered.ask, offered.session.keys, guarding.callers, store_stops=stops)
+        await say_who_holds(offered.ask, made.keys, guarding.callers, store_stops=bool(store and plan.stop_store))
         services.cancel_scope.cancel()
 
 

@@ -218,6 +218,7 @@ class Services:
             host=offered.session.process.host,
             monitor=self._monitor_works,
             readings=self.monitor.readings,
+            evidence=self.oversees.evidence,
         )
 
     def _overseeing(self) -> Overseeing:

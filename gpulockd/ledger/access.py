@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpulockd.ledger.keys import FLEET_BASE, FLEET_POOLS, PoolKeys
 
-GREETING = ("hello", "auth", "ping", "select", "client|setname", "client|setinfo", "client|id", "info", "quit", "reset")
+GREETING = ("hello", "auth", "ping", "select", "client|setname", "client|id", "info", "quit", "reset")
 CLUSTER = ("cluster|slots", "cluster|shards", "cluster|nodes", "cluster|myid", "command", "asking", "readonly")
 HEARING = ("subscribe", "unsubscribe", "ssubscribe", "sunsubscribe", "publish", "spublish")
 BY_FUNCTIONS = (

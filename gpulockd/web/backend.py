@@ -15,6 +15,7 @@ from gpulockd.errors import StoreUnavailable
 from gpulockd.events import Event
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
+from gpulockd.ledger.alerts import Stored, alert_read
 from gpulockd.ledger.forecast import Holds
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.recorded import UnreadableError
@@ -28,6 +29,8 @@ from gpulockd.web.known import Knowing, Known
 from gpulockd.web.metrics import Metrics
 from gpulockd.web.overseeing import Oversees
 from gpulockd.web.page.kept import Kept
+from gpulockd.web.standing import Standing
+from gpulockd.web.together import Together
 
 T = TypeVar("T")
 
@@ -132,6 +135,14 @@ class Backend:
     _pictured_at: float = float("-inf")
     _pictured_seq: int = -1
 
+    def __post_init__(self) -> None:
+        self.healths: Standing[Any] = Standing(lambda: self.feed.last)
+        self._glance = Together(lambda: self._look(0, 1))
+        self._alerts = Together(lambda: self.ask(alert_read()))
+        self._knows = Together(
+            lambda: self.knowing.now(self.ask, self.keys, self.feed, window_s=self.settings.alerts.window)
+        )
+
     @property
     def settings(self) -> Settings:
         """The settings in force now."""
@@ -152,6 +163,11 @@ class Backend:
 
         :raises StoreUnavailable: if the store does not answer, or has no books of this pool yet
         """
+        if (first, length) == (0, 1):
+            return await self._glance()
+        return await self._look(first, length)
+
+    async def _look(self, first: int, length: int) -> Snapshot:
         answer = await self.ask(verbs.snapshot(self.keys, first=first, length=length))
         if not isinstance(answer, a.Pictured):
             raise StoreUnavailable(f"the store knows nothing of pool {self.pool!r} yet")
@@ -162,7 +178,14 @@ class Backend:
 
         :raises StoreUnavailable: if the store is away
         """
-        return await self.knowing.now(self.ask, self.keys, self.feed, window_s=self.settings.alerts.window)
+        return await self._knows()
+
+    async def stored_alerts(self) -> Stored:
+        """Return the alerts as they are written now, without their history.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        return await self._alerts()
 
     async def holds_ms(self) -> Holds:
         """Return the last holds of each task (ms), for forecasts; none if another version has written them.

@@ -30,11 +30,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Happened(msgspec.Struct, frozen=True):
-    """One event as it came: its number, its tag, and its JSON."""
+    """One event as it came: its number, its tag, its JSON, and how all readers are sent it."""
 
     seq: int
     kind: str
     json: bytes
+    sse: bytes = b""
 
 
 class _Head(msgspec.Struct):
@@ -150,4 +151,5 @@ class Feed:
 
 def _read(json: bytes) -> Happened:
     head = _head.decode(json)
-    return Happened(head.seq, head.type, json)
+    sse = b"id: %d\nevent: %s\ndata: %s\n\n" % (head.seq, head.type.encode(), json)
+    return Happened(head.seq, head.type, json, sse)

@@ -7,6 +7,7 @@ a second; the newest events are counted each time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import anyio
 import msgspec
@@ -25,6 +26,9 @@ SOON_S = 0.1
 
 MOST_PAGES = 8
 """How many pages of uncounted events are looked at; a recorder that is further behind is waited for."""
+
+_decoded = lru_cache(maxsize=2048)(decode)
+"""The same few events are counted at each look, until the recorder has written them."""
 
 LOOK_BACK_S = 86_400.0
 MOST_EVENTS = 2000
@@ -114,7 +118,7 @@ async def _after(feed: Feed, seq: int) -> list[Event]:
         page = await feed.after(seq)
         if not page:
             break
-        found += [event for happened in page if (event := decode(happened.json)) is not None]
+        found += [event for happened in page if (event := _decoded(happened.json)) is not None]
         seq = page[-1].seq
     return found
 

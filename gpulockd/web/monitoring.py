@@ -18,6 +18,7 @@ from gpulockd.web.known import Known
 from gpulockd.web.noting import note
 from gpulockd.web.overall import Overall, overall
 from gpulockd.web.problems import refusal
+from gpulockd.web.standing import Standing
 from gpulockd.web.table import Visit
 from gpulockd.web.views import task_id_of
 
@@ -33,8 +34,13 @@ async def lock_health(visit: Visit) -> views.LockHealth:
     :raises ProblemError: 422 for what is no key
     """
     backend, key = visit.backend, _key(visit.request.query_params.get("lock_key"))
-    snapshot, known = await backend.look(length=1), await backend.known()
-    return health_of(key, snapshot, known, await overall(backend, snapshot, known))
+
+    async def look() -> views.LockHealth:
+        snapshot, known = await backend.look(length=1), await backend.known()
+        return health_of(key, snapshot, known, await overall(backend, snapshot, known))
+
+    healths: Standing[views.LockHealth] = backend.healths
+    return await healths.answer(key, look)
 
 
 async def lock_status(visit: Visit) -> views.LockStatus:

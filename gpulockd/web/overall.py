@@ -10,7 +10,6 @@ from gpulockd.alerting.judging import Alert
 from gpulockd.alerting.judging import overall_status as worst_of
 from gpulockd.alerting.records import book_of
 from gpulockd.config.status import Facts, Status, gpus_not_well, overall_status
-from gpulockd.ledger.alerts import alert_read
 from gpulockd.model import Snapshot
 from gpulockd.web.backend import Backend
 from gpulockd.web.known import Known
@@ -31,7 +30,7 @@ async def overall(backend: Backend, snapshot: Snapshot, known: Known) -> Overall
     """
     if backend.alerts is None:
         return of_facts(snapshot, known)
-    book = book_of(await backend.ask(alert_read()))
+    book = book_of(await backend.stored_alerts())
     return of_alerts([alert for alert in book.alerts.values() if alert.pool == backend.pool])
 
 

@@ -15,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.web.backend import Backend
-from gpulockd.web.feed import Happened
 from gpulockd.web.problems import of_error, refusal
 from gpulockd.web.problems import response as problem_response
 from gpulockd.web.table import Visit
 
 PING_S = 15.0
 RETRY_S = 1.0
+GATHER_S = 0.25
+"""How long news gathers after some were written (in seconds): a busy pool wakes no reader for each of its events."""
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -76,6 +77,14 @@ class Stream(Response):
             tasks.cancel_scope.cancel()
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """One server-sent event: `id` is the seq of what happened, `event` its tag, `data` its JSON."""
+
+    id: str
+    event: str
+    data: str
+
+
 async def events(visit: Visit) -> Stream:
     """The pool's events as they happen, after `Last-Event-ID` (a seq) or of the last `since`.
 
@@ -107,21 +116,24 @@ async def events(visit: Visit) -> Stream:
 
 async def _follow(backend: Backend, seen: int, until: int | None, write: Write) -> None:
     """Write what happens after `seen`; up to `until`, or for ever."""
+    written_at = float("-inf")
     while until is None or seen < until:
         with anyio.move_on_after(PING_S) as quiet:
             await backend.feed.changed(seen)
         if quiet.cancelled_caught:
             await write(b": ping\n\n")
             continue
+        await anyio.sleep(max(0.0, written_at + GATHER_S - anyio.current_time()))
         try:
             happened = await backend.feed.after(seen)
         except StoreUnavailable:
             happened = ()
         if happened:
-            if happened[0].seq > seen + 1:
+            if seen and happened[0].seq > seen + 1:
                 await _tell_dropped(backend, seen, happened[0].seq, write)
             seen = happened[-1].seq
-            await write(b"".join(_as_sse(event) for event in happened))
+            await write(b"".join([event.sse for event in happened]))
+            written_at = anyio.current_time()
         elif until is not None:
             return
         else:  # the store is away, or has lost what it had
@@ -151,10 +163,6 @@ async def _tell_dropped(backend: Backend, seen: int, first: int, write: Write) -
 def _dropped(after: int, through: int, reason: str) -> bytes:
     told = {"type": "dropped", "after": after, "through": through, "reason": reason}
     return b"id: %d\nevent: dropped\ndata: %s\n\n" % (through, msgspec.json.encode(told))
-
-
-def _as_sse(event: Happened) -> bytes:
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.kind.encode(), event.json)
 
 
 async def _cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:

@@ -118,7 +118,6 @@ async def test_the_daemon_can_do_all_that_it_does(daemon: Daemon) -> None:
         ("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"),
         ("ACL", "LIST"),
         ("ACL", "SETUSER", "me", "on"),
-        ("DEBUG", "SLEEP", "0"),
         ("SHUTDOWN",),
         ("REPLICAOF", "NO", "ONE"),
         ("CLIENT", "KILL", "ID", "1"),

@@ -52,7 +52,16 @@ WANTS = st.one_of(
     st.builds(lambda gib: Wants(memory_mib=gib * 1024), st.sampled_from([16, 24, 40])),
 )
 POLICIES = st.sampled_from(["after_loss", "after_loss", "after_loss", "always", "never"])
-REASONS: tuple[EndReason, ...] = ("released", "released", "abandoned", "timed_out", "revoked", "died", "gpu_lost", "operator")
+REASONS: tuple[EndReason, ...] = (
+    "released",
+    "released",
+    "abandoned",
+    "timed_out",
+    "revoked",
+    "died",
+    "gpu_lost",
+    "operator",
+)
 
 
 class ScriptsAgreeWithModel(RuleBasedStateMachine):

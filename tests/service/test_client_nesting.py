@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import logging
 import threading
 
 import pytest
 
 from gpulockd import GpuLockError, GpuLockTimeout, Lease, WouldDeadlock, current_lease, gpu_lock
+from gpulockd.client import ownholds
 from tests.pools import client_here, offer, simulated, snapshot
 from tests.servers import Server
 
@@ -128,6 +132,32 @@ def test_threads_are_tickets_of_their_own(server: Server, pool: str) -> None:
             thread.join()
     assert len(most) == 20
     assert max(most) == 1
+
+
+def test_a_thread_that_waits_for_its_own_process_is_named_and_one_with_the_context_is_told(
+    server: Server, pool: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads do not inherit the block that started them, so a block that joins its thread waits for itself."""
+    offer(server, pool, simulated(1))
+    monkeypatch.setattr(ownholds, "SAY_AFTER_S", 0.3)
+    told: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with gpu_lock(max_wait_time=1):
+                pass
+        except GpuLockError as error:
+            told.append(error)
+
+    with client_here(server.url, pool), caplog.at_level(logging.WARNING, "gpulockd"):
+        with gpu_lock():
+            for target in (ask, ask, functools.partial(contextvars.copy_context().run, ask)):
+                thread = threading.Thread(target=target)
+                thread.start()
+                thread.join()
+    assert [type(error) for error in told] == [GpuLockTimeout, GpuLockTimeout, WouldDeadlock]
+    assert "this process" in str(told[0])
+    assert caplog.text.count("while this process itself holds GPU 0") == 1
 
 
 def test_a_sync_block_in_an_event_loop_is_granted_at_once_or_refused(server: Server, pool: str) -> None:

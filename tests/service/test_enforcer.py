@@ -170,7 +170,7 @@ async def test_warning_soft_and_hard_act_on_their_own_time_and_once(server: Serv
                     assert not lease.lost.is_set()
                     assert snapshot(server, pool).leases[0].level == "soft"
                     await asyncio.sleep(30)
-            expected = [("timeout_warned", "warning"), ("stop_requested", "soft"), ("lock_revoked", "revoked")]
+            expected = [("timeout_warned", "warning"), ("stop_requested", "soft"), ("lock_revoked", "hard_timeout")]
             assert kinds(server, pool) == expected
             assert all(event.task_id == "w-1" and event.gpus == ("gpu_lock:0",) for event in told(server, pool))
             counts = enforcer.obeying.counts
@@ -322,7 +322,7 @@ async def test_a_manual_task_lives_by_its_own_words(server: Server, pool: str) -
                         await asyncio.sleep(0.1)
                     assert not told(server, pool)
                     await asyncio.sleep(60)
-            assert kinds(server, pool) == [("heartbeat_missed", "silent"), ("lock_revoked", "revoked")]
+            assert kinds(server, pool) == [("heartbeat_missed", "silent"), ("lock_revoked", "silent")]
             assert enforcer.obeying.counts.silent == 1
 
 
@@ -351,9 +351,9 @@ async def test_a_stopped_process_is_told_of_and_ended_only_if_it_was_seen_to_do_
             missed = ("heartbeat_missed", "silent")
             await until(lambda: missed in kinds(server, pool))
             if idle:
-                await until(lambda: ("lock_revoked", "revoked") in kinds(server, pool))
+                await until(lambda: ("lock_revoked", "silent") in kinds(server, pool))
             await until(lambda: not snapshot(server, pool).leases)  # its session ends too, by the pool's ttl
-            assert kinds(server, pool) == [missed, *([("lock_revoked", "revoked")] if idle else [])]
+            assert kinds(server, pool) == [missed, *([("lock_revoked", "silent")] if idle else [])]
     await over(server, pool)
 
 
@@ -377,7 +377,7 @@ async def test_what_a_stopped_run_uses_is_seen_by_the_full_check(server: Server,
                     assert not told(server, pool)
                     process.send_signal(signal.SIGSTOP)
                     await until(lambda: not snapshot(server, pool).leases)
-                    expected = [("heartbeat_missed", "silent"), ("lock_revoked", "revoked")]
+                    expected = [("heartbeat_missed", "silent"), ("lock_revoked", "silent")]
                     assert kinds(server, pool) == expected
                     tasks.cancel_scope.cancel()
 
@@ -456,7 +456,7 @@ async def test_a_store_that_is_away_at_the_limit_is_waited_for(server: Server, p
             server.pause()
             await asyncio.sleep(1.5)
             server.resume()
-            await until(lambda: ("lock_revoked", "revoked") in kinds(server, pool))
+            await until(lambda: ("lock_revoked", "hard_timeout") in kinds(server, pool))
     await over(server, pool)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import subprocess
 import sys
@@ -73,9 +74,9 @@ async def test_parts_come_alone_for_a_page_that_is_open(daemon: Daemon) -> None:
         assert "queue" in answer.json["hint"]
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"'><svg onload=alert(1)>", "</title><b>", "{{ 7*7 }}"])
-async def test_what_programs_say_of_themselves_is_escaped_everywhere(daemon: Daemon, name: str) -> None:
+async def test_what_programs_say_of_themselves_is_escaped_everywhere(daemon: Daemon) -> None:
     """A task name is another user's text, and it stands in cards, queue, timeline, tables and events."""
+    name = "</title>{{ 7*7 }}<script>alert(1)</script>\"'><svg onload=alert(1)>&amp;"
     holding = await daemon.open("POST", "/api/v1/leases", {"task": name, "task_id": f"id {name}", "gpus": [0]})
     lease = await holding.until("granted")
     waiting = await daemon.open("POST", "/api/v1/leases", {"task": name, "gpus": [0]})
@@ -85,15 +86,8 @@ async def test_what_programs_say_of_themselves_is_escaped_everywhere(daemon: Dae
     assert lease["lease"] in text
     for part in ("cards", "queue", "timeline", "events", "changes"):
         section = text[text.index(f'id="part-{part}"') :].split("</section>")[0]
-        assert (
-            name.replace("&", "&amp;")
-            .replace("<", "&lt;")
-            .replace(">", "&gt;")
-            .replace('"', "&#34;")
-            .replace("'", "&#39;")
-            in section
-        ), part
-    assert "alert(1)>" not in text.replace("&gt;", "") and "<script>" not in text
+        assert name in html.unescape(section), part
+    assert "<script>" not in text and "<svg onload" not in text and text.count("</title>") == text.count("<title>")
     await waiting.aclose()
     await holding.aclose()
 

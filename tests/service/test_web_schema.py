@@ -1,6 +1,6 @@
 """The whole OpenAPI document against a real daemon, by schemathesis with all its checks, over TCP and the unix socket.
 
-`GPULOCKD_SCHEMA_SECONDS` says how long (20 for each transport if not said), `GPULOCKD_SCHEMA_SEED` repeats a run.
+`GPULOCKD_SCHEMA_SECONDS` says how long (8 for each transport if not said), `GPULOCKD_SCHEMA_SEED` repeats a run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gpulockd.web.routes import ROWS
 from tests.daemons import QUICK, Daemon
 from tests.system.commands import one_daemon
 
-BUDGET_S = float(os.environ.get("GPULOCKD_SCHEMA_SECONDS", "20"))
+BUDGET_S = float(os.environ.get("GPULOCKD_SCHEMA_SECONDS", "8"))
 SEED = int(os.environ.get("GPULOCKD_SCHEMA_SEED") or random.randrange(2**32))
 EXAMPLES = max(5, round(BUDGET_S / 2))
 STREAM_FOR_S = 0.15
@@ -68,13 +68,14 @@ class Reading(BaseAdapter):
         connection = Unix(self.daemon.socket) if self.unix else http.client.HTTPConnection(*self._address(), timeout=10)
         connection.connect()
         door: socket.socket = connection.sock
-        headers = {name: value for name, value in request.headers.items() if value is not None}
+        headers: dict[str, Any] = {name: value for name, value in request.headers.items() if value is not None}
         headers = {"Host": f"127.0.0.1:{self.daemon.port}"} | headers
         try:
             connection.putrequest(str(request.method), request.path_url, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():
                 connection.putheader(name, value)
-            connection.endheaders(request.body if not isinstance(request.body, str) else request.body.encode())
+            body: Any = request.body
+            connection.endheaders(body.encode() if isinstance(body, str) else body)
             answer = connection.getresponse()
             body = self._body(answer, door)
         finally:

@@ -107,11 +107,13 @@ class Tab:
         self.page = page
         self.complaints: list[str] = []
         self.fetched: list[str] = []
-        page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.fetched.append(request.url))
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
 
     def sees(self, selector: str, text: str | re.Pattern[str]) -> None:
         """Wait until the page says that."""
@@ -206,7 +208,7 @@ def test_drain_rollback_and_acknowledge_by_button(browser: Any, lit: Stage) -> N
 
         changed = {"set": {"gpu_lock": {"max_wait_time": 77}}, "reason": "a <b>bold</b> try"}
         assert lit.ask("POST", "/api/v1/config", changed).status == 200
-        seen.sees("#part-changes .diff", "gpu_lock.max_wait_time")
+        seen.sees("#part-changes > .diff", "gpu_lock.max_wait_time")
         seen.sees("#part-changes", "“a <b>bold</b> try”")
         seen.push("#part-changes", "roll back to #0")
         seen.confirm("roll back to #0")
@@ -231,7 +233,7 @@ def test_without_scripts_it_is_plain_tables(browser: Any, lit: Stage) -> None:
             seen.sees("#timeline-table table", "plain-holder")
             seen.sees("#waits-table table", "0.1–0.3 s")
             seen.sees("#part-events table", "granted")
-            seen.sees("noscript", "gpulockd release")
+            seen.sees(".no-js", "gpulockd release")
             assert seen.page.locator("button:visible").count() == 0
             assert seen.page.locator("#timeline-table table").is_visible()
 

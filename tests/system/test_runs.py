@@ -613,6 +613,32 @@ async def test_ending_asks_first_and_kills_what_stays() -> None:
             assert alive(innocent.myself)
 
 
+async def test_a_run_that_answers_by_new_processes_is_asked_a_few_times_and_then_killed() -> None:
+    """Each of them is asked, and chasing them as fast as they come would be a storm of signals and looks."""
+    with program("""
+        def again(*_):
+            say('asked')
+            if os.fork(): os._exit(0)
+        signal.signal(signal.SIGTERM, again)
+        say('go')
+        while True: time.sleep(600)
+    """) as started:
+        assert started.line() == "go"
+        looks = 0
+
+        async def members() -> Collection[Process]:
+            nonlocal looks
+            looks += 1
+            return marked()
+
+        with anyio.fail_after(60):
+            ended = await end_run(members, grace_s=2.0)
+        assert ended.is_over and ended.killed
+        assert 2 <= len(ended.asked) <= 11, "once each, and not more often than five times a second"
+        assert looks <= 60
+        assert marked() == []
+
+
 async def test_a_fork_in_the_middle_of_the_killing_does_not_escape() -> None:
     """Killed while it forks, a process loses its child to pid 1; stopped first, it keeps it."""
     with program("""

@@ -188,7 +188,7 @@ def test_each_value_says_where_it_comes_from(config: Path) -> None:
     """`config show --origin`, and the words of an error."""
     config.write_text(
         "gpu_lock: {poll_interval: 1, max_wait_time: 5m}\n"
-        "tasks:\n  shop.render:\n    max_wait_time: 2h\nalerts:\n  - {name: a, condition: 'true'}\n"
+        "tasks:\n  shop.render:\n    max_wait_time: 2h\nalerts:\n  - {name: a, condition: timeout_rate > 0.5}\n"
     )
     env = {"GPU_LOCK_MAX_WAIT_TIME": "7", "GPULOCKD_TASKS": '{"ocr": {"max_wait_time": "1m"}}'}
     layers = load_layers(str(config), env)

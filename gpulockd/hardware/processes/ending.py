@@ -85,9 +85,16 @@ class _Ending:
         self._given_up = frozenset(self.killed | self.forbidden)
 
     async def ask(self, grace_s: float) -> None:
-        """Send SIGTERM once to each member, and to those that appear within the grace."""
+        """Send SIGTERM once to each member, and to those that appear within the grace, a few times a second at most."""
         deadline = anyio.current_time() + grace_s
+        next_at = 0.0
         while anyio.current_time() < deadline and (found := await self.living()):
+            early_s = min(next_at, deadline) - anyio.current_time()
+            if early_s > 0 and found - self.asked:
+                # One that answers by a new child and ends would be chased through the table of processes without rest.
+                await anyio.sleep(early_s)
+                continue
+            next_at = anyio.current_time() + RESCAN_S
             for process in found - self.asked:
                 self.asked.add(process)
                 # One that is stopped can obey only when it goes on; the signal comes first.

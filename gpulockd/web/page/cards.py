@@ -104,7 +104,7 @@ def _card(
     gpu = record.gpu
     holders = tuple(
         _holder(lease, record, holds, limits(lease.job), now_ms)
-        for lease in snapshot.leases
+        for lease in sorted(snapshot.leases, key=lambda one: one.token)
         if gpu.key in lease.gpus and lease.state != "member"
     )
     mood, state, why = _state(record, holders)

@@ -12,14 +12,18 @@ from urllib.parse import quote
 import jinja2
 from starlette.responses import HTMLResponse
 
+from gpulockd.errors import GpuLockError
 from gpulockd.events import AnyEvent
+from gpulockd.web.backend import Backend
 from gpulockd.web.page import changes, parts, static, words
 from gpulockd.web.page.parts import MAKERS, Part
-from gpulockd.web.problems import refusal
 from gpulockd.web.table import Visit
 
 KEPT_S = 0.25
 """How long the HTML of a part serves all who look, if nothing has happened (in seconds)."""
+
+PAUSE_S = 0.3
+"""How often it is made at most, whatever happens and however many look (in seconds)."""
 
 KINDS = " ".join(sorted(kind.__struct_config__.tag for kind in get_args(AnyEvent)))
 """The events that an open page listens to: a browser must name each."""
@@ -60,30 +64,31 @@ _templates = _environment()
 
 
 async def page(visit: Visit) -> HTMLResponse:
-    """The page of this moment; with `parts`, only those of it.
-
-    :raises ProblemError: 422 for a part that there is not
-    """
+    """The page of this moment; with `parts`, only those of it."""
     wanted = visit.request.query_params.get("parts")
     names = list(MAKERS) if wanted is None else wanted.split(",")
-    unknown = next((name for name in names if name not in MAKERS), None)
-    if unknown is not None:
-        raise refusal(422, "invalid", f"there is no part {unknown[:40]!r}", f"name some of {', '.join(MAKERS)}")
-    made = {name: await _html(name, visit) for name in dict.fromkeys(names)}
+    backend = visit.backend
+    try:
+        away = ""
+        await backend.picture()
+    except GpuLockError as trouble:
+        away = trouble.message
+    made = {name: await _html(name, backend, away) for name in dict.fromkeys(names)}
     if wanted is not None:
         return HTMLResponse("\n".join(made.values()), headers=HEADERS)
-    backend = visit.backend
     given: dict[str, Any] = {"pool": backend.pool, "writes": backend.settings.web.writes, "kinds": KINDS}
     return HTMLResponse(_templates.get_template("page.html").render(parts=made, **given), headers=HEADERS)
 
 
-async def _html(name: str, visit: Visit) -> str:
-    backend = visit.backend
+async def _html(name: str, backend: Backend, away: str) -> str:
+    if away:
+        # Nobody waits for the same trouble once for each part.
+        return rendered(parts.without_store(name, backend, away))
 
     async def make() -> str:
         return rendered(await parts.part(name, backend))
 
-    return await backend.pages.get(f"html {name}", KEPT_S, make, mark=backend.feed.last)
+    return await backend.pages.get(f"html {name}", KEPT_S, make, mark=lambda: backend.feed.last, pause_s=PAUSE_S)
 
 
 def rendered(part: Part) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ from gpulockd.ledger import verbs
 from gpulockd.ledger.alerts import alert_read
 from gpulockd.ledger.forecast import expected_starts
 from gpulockd.ledger.statistics import Statistics
-from gpulockd.model import Snapshot
 from gpulockd.web.alert_views import AlertsView, alerts_view
 from gpulockd.web.backend import Backend
+from gpulockd.web.known import MOST_EVENTS
 from gpulockd.web.overseeing import CardReading
 from gpulockd.web.page import cards, changes, performance, queue, status, timeline, waits
 from gpulockd.web.page.words import Said, told
@@ -56,7 +55,6 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     pool: str
     up_s: float
-    zone: str
     status: status.Status
 
 
@@ -72,28 +70,32 @@ async def part(name: str, backend: Backend) -> Part:
     try:
         data = await MAKERS[name](backend)
     except GpuLockError as trouble:
-        return Part(name=name, trouble=trouble.message)
+        return without_store(name, backend, trouble.message)
     return Part(name=name, data=data, trouble="" if data is not None else "this daemon does not have it")
 
 
-async def head(backend: Backend) -> Head:
-    """Is anything wrong? Never fails: it is what says so."""
-    snapshot: Snapshot | None = None
-    store_s, levels, host = 0.0, list[str](), ""
-    try:
-        snapshot = await backend.picture()
-        host = snapshot.host
-        store_s = await backend.pages.get("store", STORE_S, lambda: _store_s(backend))
-        levels = [one.level for one in (await _alerts(backend)).alerts if one.state == "active" and not one.silenced]
-    except GpuLockError:
-        pass  # the status says that the store is away
+def without_store(name: str, backend: Backend, why: str) -> Part:
+    """Return a part of which nothing is known, as the store is away. The head says that."""
+    if name == "head":
+        return Part(name=name, data=_as_head(backend, "", status.status(None, backend.reasons(), 0.0, ())))
+    return Part(name=name, trouble=why)
+
+
+async def _head(backend: Backend) -> Head:
+    """Is anything wrong?"""
+    snapshot = await backend.picture()
+    store_s = await backend.pages.get("store", STORE_S, lambda: _store_s(backend))
+    levels = [one.level for one in (await _alerts(backend)).alerts if one.state == "active" and not one.silenced]
+    return _as_head(backend, snapshot.host, status.status(snapshot, backend.reasons(), store_s, levels))
+
+
+def _as_head(backend: Backend, host: str, found: status.Status) -> Head:
     return Head(
         host=host,
         version=backend.version,
         pool=backend.pool,
         up_s=boottime_s() - backend.pages.began_s,
-        zone=time.strftime("%Z"),
-        status=status.status(snapshot, backend.reasons(), store_s, levels),
+        status=found,
     )
 
 
@@ -118,7 +120,8 @@ async def _queue(backend: Backend) -> queue.Line:
 
 async def _timeline(backend: Backend) -> timeline.Timeline:
     snapshot, events = await backend.picture(), await backend.events()
-    return timeline.timeline(snapshot, events, snapshot.at_ms)
+    reach_ms = events[0].at_ms if len(events) >= MOST_EVENTS else 0
+    return timeline.timeline(snapshot, events, snapshot.at_ms, reach_ms=reach_ms)
 
 
 async def _waits(backend: Backend) -> waits.Waits:
@@ -146,7 +149,7 @@ async def _events(backend: Backend) -> tuple[EventLine, ...]:
 
 
 MAKERS: dict[str, Callable[[Backend], Awaitable[Any]]] = {
-    "head": head,
+    "head": _head,
     "cards": _cards,
     "queue": _queue,
     "timeline": _timeline,
@@ -174,4 +177,4 @@ async def _alerts(backend: Backend) -> AlertsView:
     async def read() -> AlertsView:
         return alerts_view(backend.pool, await backend.ask(alert_read(history=SHOWN_LINES)))
 
-    return await backend.pages.get("alerts", 1.0, read, mark=backend.feed.last)
+    return await backend.pages.get("alerts", 1.0, read, mark=lambda: backend.feed.last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
@@ -49,18 +50,23 @@ def line(snapshot: Snapshot, starts: Mapping[str, Expected | None], now_ms: int,
     """
     shown = snapshot.queue[:MOST_ROWS]
     kept = [ticket for ticket in snapshot.queue if ticket.chosen]
+    blocks = {wants: _blocks(Wants.parse(wants), snapshot) for wants in {ticket.wants for ticket in shown}}
+    ahead: Counter[str] = Counter()
+    places = []
+    for ticket in shown:
+        why = _why(ticket, snapshot, ahead[ticket.wants], blocks[ticket.wants])
+        places.append(_place(ticket, starts.get(ticket.id), why, now_ms, priority_step_s))
+        ahead[ticket.wants] += 1
     return Line(
         queued=snapshot.queued,
-        places=tuple(_place(ticket, snapshot, starts.get(ticket.id), now_ms, priority_step_s) for ticket in shown),
+        places=tuple(places),
         more=max(0, snapshot.queued - len(shown)),
         held_back="; ".join(f"{gpu_names(ticket.chosen)} kept free for {job_name(ticket.job)}" for ticket in kept),
         step=short(priority_step_s),
     )
 
 
-def _place(
-    ticket: TicketRecord, snapshot: Snapshot, starts: Expected | None, now_ms: int, priority_step_s: float
-) -> Place:
+def _place(ticket: TicketRecord, starts: Expected | None, why: str, now_ms: int, priority_step_s: float) -> Place:
     waited_s = ticket.waited_ms / 1000
     aged = ticket.priority + (waited_s / priority_step_s if priority_step_s > 0 else 0)
     return Place(
@@ -72,25 +78,25 @@ def _place(
         aged="" if round(aged) == ticket.priority else f"{aged:.0f}",
         waited_s=waited_s,
         starts="" if starts is None else clock(now_ms + starts.middle_s * 1000, seconds=starts.middle_s < 120),
-        why=_why(ticket, snapshot),
+        why=why,
     )
 
 
-def _why(ticket: TicketRecord, snapshot: Snapshot) -> str:
-    """Say why it has nothing yet."""
+def _why(ticket: TicketRecord, snapshot: Snapshot, ahead: int, blocks: list[str]) -> str:
+    """Say why it has nothing yet.
+
+    :param ahead: how many before it want the same
+    :param blocks: what is in the way of such wants
+    """
     if ticket.state == "away":
         return "its program does not answer; it keeps its place"
     if snapshot.frozen_ms:
         return f"nothing is granted for {format_duration(snapshot.frozen_ms / 1000)}"
-    wants = Wants.parse(ticket.wants)
     if ticket.chosen:
         return f"{gpu_names(ticket.chosen)} kept free for it"
-    ahead = sum(other.wants == ticket.wants for other in snapshot.queue if (other.place or 0) < (ticket.place or 0))
-    blocks = _blocks(wants, snapshot)
-    if ahead:
-        blocks.insert(0, f"behind {ahead} that want the same")
-    text = "; ".join(blocks[:NAMED])
-    return text + (f"; and {len(blocks) - NAMED} more" if len(blocks) > NAMED else "")
+    said = [f"behind {ahead} that want the same", *blocks] if ahead else blocks
+    text = "; ".join(said[:NAMED])
+    return text + (f"; and {len(said) - NAMED} more" if len(said) > NAMED else "")
 
 
 def _blocks(wants: Wants, snapshot: Snapshot) -> list[str]:

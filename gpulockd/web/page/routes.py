@@ -16,7 +16,7 @@ ROWS: tuple[Row, ...] = (
         handler=html.page,
         answer=str,
         media="text/html",
-        query=(Query("parts", "only these parts of it, with commas between", "string", pattern=_PARTS),),
+        query=(Query("parts", f"only some of {', '.join(MAKERS)}, with commas between", "string", pattern=_PARTS),),
         summary="The page",
     ),
     *static.ROWS,

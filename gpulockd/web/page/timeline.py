@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gpulockd.events import Event, LockAcquired, LockExpired, LockReleased, LockRevoked, WaitAbandoned, WaitTimedOut
-from gpulockd.model import Snapshot, Wants
-from gpulockd.web.page.words import age, clock, gpu_name, job_name, named, short
+from gpulockd.events import Event
+from gpulockd.model import Snapshot
+from gpulockd.web.page import spans
+from gpulockd.web.page.spans import Span
+from gpulockd.web.page.words import clock, gpu_name
 
 SPANS_MS = (120_000, 600_000, 3_600_000)
 MOST_HOLDS = 300
@@ -22,7 +24,11 @@ HUES = 6
 LANES = 3
 
 BAR_H, LANE_H, ROW_GAP, TOP = 26, 5, 10, 4
+LEAST_H, STEP_H = 6, 11
 LEAST_WIDTH = 0.15
+
+TOUCH_MS = 50
+"""Holds that overlap by less follow each other: their ends are told by different clocks."""
 
 Interval = tuple[float, float]
 Window = tuple[int, int]
@@ -30,10 +36,16 @@ Window = tuple[int, int]
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A hold on the drawing: x and width in percent of the time shown. `lost`: it did not end by its own release."""
+    """A hold on the drawing: x and width in percent of the time shown, height in pixels.
+
+    One that shares its gpu stands lower before the one that was there first. `lost`: it did not end by its own release.
+    """
 
     x: float
     width: float
+    height: int
+    text_y: int
+    small: bool
     label: str
     title: str
     hue: int
@@ -90,27 +102,16 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     waits: int
 
 
-class _Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A hold or wait (wall clock, ms). `end`: how it ended; empty: it goes on."""
-
-    begin_ms: float
-    end_ms: float
-    gpus: tuple[str, ...]
-    job: str
-    task: str
-    end: str
-    lost: bool = False
-
-
-def timeline(snapshot: Snapshot, events: Sequence[Event], now_ms: int) -> Timeline:
+def timeline(snapshot: Snapshot, events: Sequence[Event], now_ms: int, *, reach_ms: int = 0) -> Timeline:
     """Return the last hour.
 
     :param events: at least those of the last hour, oldest first
     :param now_ms: the server's wall clock
+    :param reach_ms: since when `events` are all that there were: what is before is not shown as if nothing had been
     """
-    holds = [*_ended_holds(events), *_holds(snapshot, now_ms)]
-    waits = [*_ended_waits(events), *_waits(snapshot, now_ms)]
-    span_ms = _span_ms([*holds, *waits], now_ms)
+    holds = spans.holds(snapshot, events, now_ms)
+    waits = spans.waits(snapshot, events, now_ms)
+    span_ms = _span_ms([*holds, *waits], now_ms, reach_ms)
     window = (now_ms - span_ms, span_ms)
     holds = [hold for hold in holds if hold.end_ms >= window[0]][-MOST_HOLDS:]
     waits = [wait for wait in waits if wait.end_ms >= window[0]][-MOST_WAITS:]
@@ -138,77 +139,18 @@ def timeline(snapshot: Snapshot, events: Sequence[Event], now_ms: int) -> Timeli
     )
 
 
-def _span_ms(spans: Sequence[_Span], now_ms: int) -> int:
+def _span_ms(shown: Sequence[Span], now_ms: int, reach_ms: int) -> int:
     """Return how much time is shown: so much that all of it can be seen, if that is not too much to draw."""
-    oldest_ms = min((span.begin_ms for span in spans), default=now_ms)
+    oldest_ms = min((span.begin_ms for span in shown), default=now_ms)
     chosen = next((n for n, span_ms in enumerate(SPANS_MS) if oldest_ms >= now_ms - span_ms), len(SPANS_MS) - 1)
-    while chosen and sum(span.end_ms >= now_ms - SPANS_MS[chosen] for span in spans) > MOST_HOLDS:
+    while chosen and now_ms - SPANS_MS[chosen] < reach_ms:
+        chosen -= 1
+    while chosen and sum(span.end_ms >= now_ms - SPANS_MS[chosen] for span in shown) > MOST_HOLDS:
         chosen -= 1
     return SPANS_MS[chosen]
 
 
-def _ended_holds(events: Sequence[Event]) -> list[_Span]:
-    return [
-        _Span(
-            begin_ms=event.at_ms - event.held_ms,
-            end_ms=event.at_ms,
-            gpus=event.gpus,
-            job=named(event.task or "", event.task_id or ""),
-            task=event.task or "",
-            end="released" if isinstance(event, LockReleased) else (event.reason or event.kind).replace("_", " "),
-            lost=not isinstance(event, LockReleased),
-        )
-        for event in events
-        if isinstance(event, LockReleased | LockExpired | LockRevoked) and event.held_ms is not None
-    ]
-
-
-def _ended_waits(events: Sequence[Event]) -> list[_Span]:
-    return [
-        _Span(
-            begin_ms=event.at_ms - event.waited_ms,
-            end_ms=event.at_ms,
-            gpus=event.gpus,
-            job=named(event.task or "", event.task_id or ""),
-            task=event.task or "",
-            end="granted" if isinstance(event, LockAcquired) else (event.reason or "left").replace("_", " "),
-            lost=not isinstance(event, LockAcquired),
-        )
-        for event in events
-        if isinstance(event, LockAcquired | WaitTimedOut | WaitAbandoned) and event.waited_ms
-    ]
-
-
-def _holds(snapshot: Snapshot, now_ms: int) -> list[_Span]:
-    return [
-        _Span(
-            begin_ms=now_ms - lease.held_ms,
-            end_ms=now_ms,
-            gpus=lease.gpus,
-            job=job_name(lease.job, lease.token),
-            task=lease.job.task,
-            end="",
-        )
-        for lease in snapshot.leases
-        if lease.state != "member"
-    ]
-
-
-def _waits(snapshot: Snapshot, now_ms: int) -> list[_Span]:
-    return [
-        _Span(
-            begin_ms=now_ms - ticket.waited_ms,
-            end_ms=now_ms,
-            gpus=ticket.chosen or Wants.parse(ticket.wants).keys,
-            job=job_name(ticket.job),
-            task=ticket.job.task,
-            end="",
-        )
-        for ticket in snapshot.queue
-    ]
-
-
-def _row(name: str, y: int, holds: Sequence[_Span], waits: Sequence[_Span], window: Window) -> Row:
+def _row(name: str, y: int, holds: Sequence[Span], waits: Sequence[Span], window: Window) -> Row:
     lanes: list[float] = [0.0] * LANES
     drawn: list[Wait] = []
     for wait in sorted(waits, key=lambda one: one.begin_ms):
@@ -217,22 +159,41 @@ def _row(name: str, y: int, holds: Sequence[_Span], waits: Sequence[_Span], wind
         lanes[lane] = wait.end_ms
         x, width = _place(wait, window)
         end = wait.end or "waits still"
-        title = f"{wait.job} waited {_length(wait)} from {clock(wait.begin_ms)}: {end}"
+        title = f"{wait.job} waited {spans.length(wait)} from {clock(wait.begin_ms)}: {end}"
         drawn.append(Wait(x=x, width=width, lane=lane, title=title, over=wait.lost))
-    return Row(name=name, y=y, bars=tuple(_bar(hold, window) for hold in holds), waits=tuple(drawn))
+    ordered = sorted(holds, key=lambda one: one.begin_ms)
+    return Row(name=name, y=y, bars=_bars(ordered, window), waits=tuple(drawn))
 
 
-def _bar(hold: _Span, window: Window) -> Bar:
+def _bars(ordered: Sequence[Span], window: Window) -> tuple[Bar, ...]:
+    """Return the bars of holds, which come in the order of their beginning; who shares a gpu lies on the lower part."""
+    bars: list[Bar] = []
+    standing: list[Span] = []
+    for n, hold in enumerate(ordered):
+        standing = [other for other in standing if other.end_ms > hold.begin_ms + TOUCH_MS]
+        follower = ordered[n + 1] if n + 1 < len(ordered) else None
+        covered = follower is not None and follower.begin_ms < hold.end_ms - TOUCH_MS
+        bars.append(_bar(hold, window, len(standing), covered=covered))
+        standing.append(hold)
+    return tuple(bars)
+
+
+def _bar(hold: Span, window: Window, beneath: int, *, covered: bool) -> Bar:
     x, width = _place(hold, window)
-    title = (
-        f"{hold.job} held {gpu_text(hold)} for {_length(hold)} from {clock(hold.begin_ms)}: {hold.end or 'held still'}"
+    when = f"for {spans.length(hold)} from {clock(hold.begin_ms)}"
+    title = f"{hold.job} held {spans.gpu_text(hold)} {when}: {hold.end or 'held still'}"
+    height = max(LEAST_H, BAR_H - beneath * STEP_H)
+    return Bar(
+        x=x,
+        width=width,
+        height=height,
+        text_y=9 if covered else height - (9 if height == BAR_H else 4),
+        small=covered or height < BAR_H,
+        label=hold.job,
+        title=title,
+        hue=hue(hold.task),
+        lost=hold.lost,
     )
-    return Bar(x=x, width=width, label=hold.job, title=title, hue=hue(hold.task), lost=hold.lost)
-
-
-def gpu_text(span: _Span) -> str:
-    """Return the gpus of a hold or wait, as people say them."""
-    return ", ".join(gpu_name(key) for key in span.gpus) or "any GPU"
 
 
 def hue(task: str) -> int:
@@ -240,7 +201,7 @@ def hue(task: str) -> int:
     return zlib.crc32(task.encode("utf-8", "replace")) % HUES
 
 
-def _place(span: _Span, window: Window) -> Interval:
+def _place(span: Span, window: Window) -> Interval:
     since_ms, span_ms = window
     begin = max(0.0, 100 * (span.begin_ms - since_ms) / span_ms)
     end = min(100.0, 100 * (span.end_ms - since_ms) / span_ms)
@@ -248,29 +209,24 @@ def _place(span: _Span, window: Window) -> Interval:
     return round(min(begin, 100 - width), 3), round(width, 3)
 
 
-def _length(span: _Span) -> str:
-    seconds = (span.end_ms - span.begin_ms) / 1000
-    return short(seconds) if seconds < 10 else age(seconds)
-
-
-def _as_hold(span: _Span) -> Listed:
+def _as_hold(span: Span) -> Listed:
     return Listed(
         at_ms=round(span.begin_ms),
         what="hold",
-        gpus=gpu_text(span),
+        gpus=spans.gpu_text(span),
         job=span.job,
-        took=_length(span),
+        took=spans.length(span),
         end=span.end or "held still",
     )
 
 
-def _as_wait(span: _Span) -> Listed:
+def _as_wait(span: Span) -> Listed:
     return Listed(
         at_ms=round(span.begin_ms),
         what="wait",
-        gpus=gpu_text(span),
+        gpus=spans.gpu_text(span),
         job=span.job,
-        took=_length(span),
+        took=spans.length(span),
         end=span.end or "waits still",
     )
 

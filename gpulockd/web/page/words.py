@@ -112,6 +112,8 @@ def told(event: Event) -> Said:
     """Return an event as the page lists it."""
     found = _TOLD.get(type(event))
     word, mood, sentence = found if found is not None else (event.kind.replace("_", " "), "", _plain)
+    if isinstance(event, AlertRaised) and event.level != "critical":
+        mood = "warn"
     return word, mood, sentence(event)
 
 
@@ -126,7 +128,8 @@ def _granted(event: Event) -> str:
 
 def _ended(event: Event) -> str:
     held = f" ({age(event.held_ms / 1000)})" if event.held_ms is not None else ""
-    why = f": {_reason(event)}" if event.reason and not isinstance(event, LockReleased) else ""
+    says_more = event.reason and not isinstance(event, LockReleased | TimeoutWarned)
+    why = f": {_reason(event)}" if says_more else ""
     return f"{gpu_names(event.gpus)} {_task(event)}{held}{why}"
 
 
@@ -137,7 +140,7 @@ def _waiter(event: Event) -> str:
 
 def _alert(event: Event) -> str:
     assert isinstance(event, AlertRaised | AlertResolved)
-    return " · ".join(part for part in (event.rule, event.message, event.reason or "") if part)
+    return " · ".join(part for part in (event.rule, event.message or event.reason or "") if part)
 
 
 def _task(event: Event) -> str:
