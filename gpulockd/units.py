@@ -12,6 +12,9 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB|K|M|G|T)",
 _MEMORY_UNIT_MIB = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0 * 1024.0}
 _KEY = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
+LONGEST_TEXT = 64
+"""No size and no duration is longer; a pattern would be tried at each of its digits."""
+
 MEMORY_STEP_MIB = 256
 """Memory wants are rounded up to this step (in MiB), so that few distinct wants exist."""
 
@@ -25,7 +28,7 @@ def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ConfigError(f"{name}: {value!r} is not a duration; write seconds or '250ms', '5m', '1h30m'")
     if isinstance(value, str):
-        text = value.strip()
+        text = value.strip() if len(value) <= LONGEST_TEXT else ""
         parts = _DURATION_PART.findall(text)
         if parts and "".join(number + unit for number, unit in parts) == text:
             value = sum(float(number) * _DURATION_UNIT_S[unit] for number, unit in parts)
@@ -33,7 +36,7 @@ def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
             try:
                 value = float(text)
             except ValueError:
-                said = f"{text[:60]!r} is not a duration"
+                said = f"{value[:60]!r} is not a duration"
                 raise ConfigError(f"{name}: {said}; write seconds or '250ms', '5m', '1h30m'") from None
     if not 0.0 <= value < 1e10:
         raise ConfigError(f"{name}: a duration is between 0 and 300 years")
@@ -48,6 +51,10 @@ def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:
     :raises ImpossibleRequest: if it is not a positive size
     """
     mib = 0.0
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ImpossibleRequest(
+            f"{name}: {value[:60]!r}… is not a memory size; write '8GiB', '512MiB' or a number of MiB"
+        )
     if isinstance(value, str):
         found = _MEMORY.fullmatch(value.strip())
         if found is not None:
