@@ -51,16 +51,14 @@ def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:
     :raises ImpossibleRequest: if it is not a positive size
     """
     mib = 0.0
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise ImpossibleRequest(
-            f"{name}: {value[:60]!r}… is not a memory size; write '8GiB', '512MiB' or a number of MiB"
-        )
     if isinstance(value, str):
-        found = _MEMORY.fullmatch(value.strip())
+        text = value.strip() if len(value) <= LONGEST_TEXT else ""
+        found = _MEMORY.fullmatch(text)
         if found is not None:
             mib = float(found[1]) * _MEMORY_UNIT_MIB[found[2][0].lower()]
-        elif value.strip().isdigit():
-            mib = float(value)
+        elif text.isdigit():
+            mib = float(text)
+        value = value[:LONGEST_TEXT]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         mib = float(value)
     if not 0.0 < mib < 2**40:
