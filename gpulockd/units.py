@@ -36,7 +36,7 @@ def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
             try:
                 value = float(text)
             except ValueError:
-                said = f"{value[:60]!r} is not a duration"
+                said = f"{str(value)[:60]!r} is not a duration"
                 raise ConfigError(f"{name}: {said}; write seconds or '250ms', '5m', '1h30m'") from None
     if not 0.0 <= value < 1e10:
         raise ConfigError(f"{name}: a duration is between 0 and 300 years")
