@@ -2,3 +2,6 @@
 
 Its law: what it has started does not outlive it.
 """
+
+CARDS = "GPULOCKD_DEMO_CARDS"
+"""The variable that tells the load the folder of the simulated cards."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from gpulockd.cli import http
 from gpulockd.cli.child import PR_SET_PDEATHSIG
 from gpulockd.cli.talk import CommandError, say
-from gpulockd.demo import leftover
+from gpulockd.demo import CARDS, leftover
 from gpulockd.demo.site import Site
 
 LOAD = ("ocr-1", "ocr-2", "ocr-3", "whisper", "train", "embed")
@@ -95,9 +95,11 @@ class Scene:
             return
         say(f"demo load: {', '.join(self._names)}; Ctrl-C ends everything")
         env = {name: value for name, value in env.items() if name not in _OF_ANOTHER_STORE}
+        folders = self._site.folders
+        here = {"GPULOCKD_SOCKET": folders.api_socket, CARDS: os.path.join(folders.state, "simulated")}
         for i, name in enumerate(self._names):
             command = [sys.executable, "-m", "gpulockd.demo.worker", name, str(i)]
-            self._load.append(self._start(command, env | {"GPULOCKD_SOCKET": self._site.folders.api_socket}))
+            self._load.append(self._start(command, env | here))
 
     def _watch(self, daemon: subprocess.Popen[bytes]) -> None:
         while daemon.poll() is None and not self._is_over:

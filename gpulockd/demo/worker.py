@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from gpulockd import BlockingLease, GpuLockError, ImpossibleRequest, gpu_lock
-from gpulockd.units import format_duration
+from gpulockd.demo import CARDS
+from gpulockd.hardware.simulated import occupy, vacate
+from gpulockd.units import format_duration, parse_memory_mib
 
+SIMULATED = "Simulated GPU"
+USED = "12GiB"
 STEP_S = 0.5
 RETRY_S = 1.0
 
@@ -53,13 +60,28 @@ def main(name: str, seed: int) -> None:
                 budget = f" ({wants['memory']} of it)" if "memory" in wants else ""
                 gpus = ", ".join(str(gpu) for gpu in lease.gpus)
                 tell(name, f"got {gpus}{budget} after {format_duration(lease.waited_s)}")
-                work(lease, dice.uniform(*KINDS[kind].hold_s), KINDS[kind].step)
+                with on_its_cards(lease, wants.get("memory", USED)):
+                    work(lease, dice.uniform(*KINDS[kind].hold_s), KINDS[kind].step)
         except ImpossibleRequest as refused:  # two GPUs where there is one
             tell(name, str(refused))
             time.sleep(dice.uniform(20.0, 40.0))
         except GpuLockError as wrong:
             tell(name, str(wrong))
             time.sleep(RETRY_S)
+
+
+@contextmanager
+def on_its_cards(lease: BlockingLease, used: str) -> Iterator[None]:
+    """Be a process on the simulated cards of the lease; real ones are left alone."""
+    folder = os.environ.get(CARDS)
+    cards = [gpu.index for gpu in lease.gpus if folder and gpu.index is not None and gpu.name == SIMULATED]
+    for index in cards:
+        occupy(str(folder), index, parse_memory_mib(used))
+    try:
+        yield
+    finally:
+        for index in cards:
+            vacate(str(folder), index)
 
 
 def work(lease: BlockingLease, hold_s: float, step: str) -> None:
