@@ -5,7 +5,7 @@
 #
 # It asks the daemon at its unix socket (GPULOCKD_SOCKET, or the usual folders), else at GPULOCKD_URL
 # (http://localhost:8788) with the token: GPULOCKD_TOKEN, or what `gpulockd token` prints.
-# It prints what the daemon says and its overall_status. Exit code: 0 the system is well again, 1 it is not, 2 wrong
+# It prints what `gpulockd config rollback` prints; overall_status is the last line. Exit code: 0 the system is well again, 1 it is not, 2 wrong
 # usage, 3 no daemon answers, 4 not permitted. It needs curl, or the command gpulockd.
 set -u
 
@@ -50,19 +50,29 @@ sockets() {
     [[ -O /tmp/gpulockd-$UID ]] && printf '%s\n' "/tmp/gpulockd-$UID/api.sock"
 }
 
+# $1: a field whose value is text   $2: JSON on one line; the field is none of an inner object's, or the last of its name
+text_of() {
+    local found
+    found=$(sed -n "s/.*\"$1\" *: *\"\(\([^\"\\\\]\|\\\\.\)*\)\".*/\1/p" <<<"$2")
+    printf '%b' "${found:-$2}"
+}
+
 # $1: body and status of an answer, on lines of their own
 finish() {
     local status=${1##*$'\n'} answer=${1%$'\n'*}
-    printf '%s\n' "$answer"
-    case $status in
-        200) ;;
-        401 | 403) say "not permitted; ask as root or as the daemon's user, or set GPULOCKD_TOKEN"; exit 4 ;;
-        400 | 422) exit 2 ;;
-        *) exit 1 ;;
-    esac
-    local word
-    word=$(sed -n 's/.*"overall_status" *: *"\([a-z]*\)".*/\1/p' <<<"$answer")
-    printf 'overall_status: %s\n' "${word:-unknown}"
+    if [[ $status != 200 ]]; then
+        say "$(text_of detail "$answer")"
+        case $status in
+            401 | 403) say "not permitted; ask as root or as the daemon's user, or set GPULOCKD_TOKEN to its token" ;;
+            *) say "$(text_of hint "$answer")" ;;
+        esac
+        case $status in
+            401 | 403) exit 4 ;;
+            400 | 422) exit 2 ;;
+            *) exit 1 ;;
+        esac
+    fi
+    printf '%s\n' "$(text_of text "$answer")"
     [[ $answer =~ \"verified\"\ *:\ *true ]] || exit 1
     exit 0
 }

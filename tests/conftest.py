@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 from tests.servers import Server, assert_quiet, is_quiet, redis70_binary, valkey_binary, wipe
 
 FAILED = pytest.StashKey[bool]()
+
+# A shell that starts the tests in the background has them ignore these, and every program of theirs would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,8 +31,14 @@ class Proxy:
         if self.refusing:
             client.close()
             return
-        server_reader, server = await asyncio.open_unix_connection(str(self._server.socket_path))
-        self._writers |= {client, server}
+        self._writers.add(client)  # from now on: the proxy may end while it dials
+        try:
+            server_reader, server = await asyncio.open_unix_connection(str(self._server.socket_path))
+        except OSError:
+            self._writers.discard(client)
+            client.close()
+            return
+        self._writers.add(server)
         scripts: list[bool] = []
         try:
             async with asyncio.TaskGroup() as both:
@@ -67,6 +73,11 @@ class Proxy:
             await writer.drain()
         raise ConnectionResetError
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection is still open."""
+        return bool(self._writers)
+
     def cut(self) -> None:
         """Cut every connection."""
         for writer in self._writers:
@@ -84,5 +95,9 @@ async def proxied(server: Server, *, lose: int = 0) -> AsyncIterator[Proxy]:
             yield proxy
         finally:
             listener.close()
-            proxy.cut()
-            await asyncio.sleep(0)
+            proxy.refusing = True
+            for _ in range(1000):  # what was just accepted is still dialling
+                proxy.cut()
+                await asyncio.sleep(0.002)
+                if not proxy.is_busy:
+                    break

@@ -234,6 +234,8 @@ class _Reader:
         column = self.peek().column
         right, right_kind = self._operand(depth)
         _check_kinds(left_kind, right_kind, sign, column)
+        _check_rate(left, right, column)
+        _check_rate(right, left, column)
         again = self.peek()
         if again.text in _COMPARED:
             raise _wrong("one comparison at a time; join two by 'and'", again.column)
@@ -286,3 +288,12 @@ def _check_kinds(left: str, right: str, sign: Token, column: int) -> None:
         raise _wrong(f"true and false have no order; use '==' or '!=' instead of {sign.text!r}", sign.column)
     if left != right and "number" not in (left, right):
         raise _wrong(f"this must be {_UNITS[left]}, not {_UNITS[right]}", column)
+
+
+def _check_rate(fact: Node, other: Node, column: int) -> None:
+    """:raises ConditionError: for a rate that is compared with more than 1, which it never is"""
+    if not isinstance(fact, Name) or not fact.name.endswith("_rate") or not isinstance(other, Constant):
+        return
+    if other.value > 1:
+        meant = f"; did you mean {other.value:g}%?" if other.value <= 100 else ""
+        raise _wrong(f"{fact.name} is a part of one and never more than 1 (100%){meant}", column)

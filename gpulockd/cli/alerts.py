@@ -73,6 +73,9 @@ def _list(as_json: bool, history: int) -> int:
     ]
     colours = [_COLOURS.get(one["level"]) if one["state"] == "active" else None for one in standing]
     print(table(HEAD, rows, colours) if rows else "no alerts")
+    for one in found["alerts"]:
+        if one["state"] == "resolved":
+            print(f"resolved {_clock(one['resolved_at'])}: {one['pool']}:{one['rule']}  {one['message']}".rstrip())
     for silence in found["silences"]:
         print(f"silent until {_clock(silence['until'])}: {silence['rule']} in {silence['pool']} (by {silence['by']})")
     for channel in found["channels"]:

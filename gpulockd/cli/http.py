@@ -185,7 +185,7 @@ def find() -> Daemon:
         # Anyone can make a folder in /tmp, so there only our own counts.
         if folder == places.fallback_runtime(os.getuid()) and not _is_ours(folder):
             continue
-        if os.path.exists(path) and _listens(path):
+        if os.path.exists(path) and listens(path):
             return Daemon(path)
     there = [path for _, path in candidates if os.path.exists(path)]
     if there:
@@ -198,7 +198,8 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _listens(path: str) -> bool:
+def listens(path: str) -> bool:
+    """Whether somebody takes connections at a unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         door.settimeout(ANSWER_DEADLINE_S)
         return door.connect_ex(path) == 0

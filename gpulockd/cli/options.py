@@ -46,5 +46,15 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     return convert
 
 
+def revision(text: str) -> int:
+    """The number of a revision of the configuration.
+
+    :raises argparse.ArgumentTypeError: unless it is a whole number from 0
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is no revision; say its number, 0 or more")
+    return int(text)
+
+
 duration = checked(parse_duration_s)
 """A duration: seconds, "250ms", "5m", "1h30m" (in seconds)."""

@@ -34,7 +34,7 @@ def say(text: str, who: str = "gpulockd") -> None:
 def complain(wrong: CommandError, who: str = "gpulockd") -> None:
     """Say what went wrong and what to do."""
     say(wrong.what, who)
-    if wrong.hint:
+    if wrong.hint and wrong.hint not in wrong.what:
         try:
             print(f"  hint: {wrong.hint}", file=sys.stderr, flush=True)
         except (OSError, ValueError):

@@ -8,8 +8,9 @@ import socket
 from collections.abc import Sequence
 
 from gpulockd import places
+from gpulockd.cli import http
 from gpulockd.cli.options import Parser
-from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError
+from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError, say
 
 TOKEN_FILE = "api-token"
 
@@ -18,19 +19,22 @@ def main(words: Sequence[str]) -> int:
     """Print the token."""
     parser = Parser("token", "Print the token that writes over TCP need (Authorization: Bearer …).")
     parser.add_argument("--state-dir", metavar="DIR", help="the daemon's state folder; default: the usual ones")
-    folders = _folders(parser.parse_args(words).state_dir)
+    folders, note = _folders(parser.parse_args(words).state_dir)
     for folder in folders:
         path = os.path.join(folder, TOKEN_FILE)
         try:
             with open(path, encoding="utf-8") as file:
-                print(file.read().strip())
-            return OK
+                token = file.read().strip()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:
             raise CommandError(
                 f"cannot read {path} (not permitted)", "ask as the user that runs the daemon", NOT_PERMITTED
             ) from None
+        if note:
+            say(f"{note}; this is the token in {folder}")
+        print(token)
+        return OK
     raise CommandError(
         f"no token in {' or '.join(folders)}",
         "the daemon makes it at its first start ('gpulockd serve'); --state-dir names another folder",
@@ -55,15 +59,29 @@ def _told() -> str | None:
     return state if isinstance(state, str) else None
 
 
-def _folders(named: str | None) -> list[str]:
-    """The state folders in which a token may lie, best first."""
+def _folders(named: str | None) -> tuple[list[str], str]:
+    """The state folders in which a token may lie, best first, and why it may be another daemon's ("" if it cannot).
+
+    :raises http.DaemonDown: if GPULOCKD_SOCKET names a daemon that does not answer: its token is not known
+    """
     if named:
-        return [os.path.abspath(os.path.expanduser(named))]
+        return [os.path.abspath(os.path.expanduser(named))], ""
     if os.environ.get("STATE_DIRECTORY"):
-        return [os.environ["STATE_DIRECTORY"].split(":")[0]]
+        return [os.environ["STATE_DIRECTORY"].split(":")[0]], ""
     told = _told()
     if told:
-        return [told]
+        return [told], ""
+    door = places.runtime_candidates()[0][1]
+    answers = http.listens(door)
+    if os.environ.get("GPULOCKD_SOCKET") and not answers:
+        down = http.DaemonDown(door, "no answer")
+        down.hint += "; or name its state folder by --state-dir"
+        raise down
+    note = "the daemon does not say where its state is" if answers else "no daemon answers"
+    return _usual(), note
+
+
+def _usual() -> list[str]:
     home = os.environ.get("HOME") or os.path.expanduser("~")
     user = os.environ.get("XDG_STATE_HOME") or ("" if os.getuid() == 0 else os.path.join(home, ".local/state"))
     return [*([os.path.join(user, "gpulockd")] if user else []), "/var/lib/gpulockd"]

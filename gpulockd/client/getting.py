@@ -12,13 +12,14 @@ from gpulockd.client.process import known_session, line_for
 from gpulockd.client.table import Ask
 from gpulockd.client.unlocked import unlocked_lease
 from gpulockd.client.variables import Variables
-from gpulockd.client.waiting import FIRST_RETRY_S, MOST_RETRY_S, Waiting
+from gpulockd.client.waiting import FIRST_RETRY_S, MOST_RETRY_S, Patience, Waiting
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockTimeout, StoreUnavailable
 
 if TYPE_CHECKING:  # names of types only
     from gpulockd.client.line import Line
     from gpulockd.client.lock import gpu_lock
+    from gpulockd.settings import GpuLockBlock
 
 log = logging.getLogger("gpulockd")
 
@@ -60,16 +61,22 @@ class Getting:
         wait = lock.max_wait_time if max_wait_s is None else max_wait_s
         if self.forbids:
             wait = 0.0
-        patience = wishes.patience_of(block, wait, lock.poll_interval)
+
+        def patience(block: GpuLockBlock) -> Patience:
+            return wishes.patience_of(block, wait, lock.poll_interval)
+
+        def renewed() -> Patience:
+            return patience(wishes.gpu_lock_block(line.session.defaults, line.session.id, lock.job.task))
+
         lock_timeout_s = block.lock_timeout if lock.lock_timeout is None else lock.lock_timeout
         ask = Ask(lock.wants, lock.priority, lock.job, max(50, round(lock_timeout_s * 1000)), self.inside)
-        waiting = Waiting(line, ask, patience)
+        waiting = Waiting(line, ask, patience(block), renewed=renewed)
         try:
             entry = await waiting.hold()
         except GpuLockTimeout as busy:
             if self.forbids:
                 raise nesting.would_deadlock(self.forbids, lock.wants) from busy
-            if patience.max_wait_s > 0:
+            if waiting.patience.max_wait_s > 0:
                 phrases.not_acquired(lock.job.task, busy.message)
             raise
         if entry.gpus[0].index is None and not lock.wants.keys:

@@ -24,6 +24,7 @@ from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
+from gpulockd.ledger.publishing import Published
 from gpulockd.ledger.store import Store
 from gpulockd.ledger.verbs import Call, EndReason
 
@@ -119,6 +120,16 @@ class Line:
             if answer.clock.version > self.session.version or self.session.must_assert(answer):
                 self.keeper.wake()
         return answer, asked_at
+
+    async def catch_up(self) -> None:
+        """Read what the pool publishes, where an answer has told that its message did not come.
+
+        :raises StoreUnavailable: if Redis does not answer
+        """
+        if self.session.is_behind():
+            answer = await self.store.ask(self.session.published_call())
+            if isinstance(answer, Published):
+                self.session.take_published(answer.version, answer.defaults)
 
     # Ending, also when nobody waits for it any more.
 

@@ -15,6 +15,12 @@ from gpulockd.units import format_duration
 if TYPE_CHECKING:  # the waiting itself is told about, never called
     from gpulockd.client.waiting import Waiting
 
+WHY_FROZEN = {
+    "new_store": "the store has just started, and holders from before may still run",
+    "store_changed": "the store was restarted, and holders from before may still run",
+    "data_lost": "the store lost its data, and holders from before may still run",
+}
+
 
 def impossible_text(answer: a.Impossible, wants: Wants, pool: str) -> str:
     """Why the pool can never grant these wants, and what it could."""
@@ -99,3 +105,9 @@ async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
     if waiting.place is not None:
         text += f"; place {waiting.place} of {waiting.queued}"
     return GpuLockTimeout(text, waited_s=waiting.waited_s, place=waiting.place, queued=waiting.queued)
+
+
+def frozen_text(answer: a.Waiting, pool: str) -> str:
+    """Why nobody is granted anything now, and for how long."""
+    why = WHY_FROZEN.get(answer.why, answer.why)
+    return f"pool {pool} grants nothing for {answer.frozen_ms / 1000:.1f} s: {why}"

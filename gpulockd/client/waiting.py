@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 
 import msgspec
 
 from gpulockd.client.entering import Entering, NotAdmitted, must_be_let_in
 from gpulockd.client.line import Line
 from gpulockd.client.ownholds import OwnHolds
-from gpulockd.client.refusals import deadlock_text, impossible_text, timeout_error
+from gpulockd.client.refusals import deadlock_text, frozen_text, impossible_text, timeout_error
 from gpulockd.client.table import Ask, Entry
 from gpulockd.errors import GpuLockError, GpuLockTimeout, ImpossibleRequest, StoreUnavailable, WouldDeadlock
 from gpulockd.ledger import answers as a
@@ -23,11 +24,6 @@ log = logging.getLogger("gpulockd")
 
 FIRST_RETRY_S = 0.05
 MOST_RETRY_S = 1.0
-WHY_FROZEN = {
-    "new_store": "the store has just started, and holders from before may still run",
-    "store_changed": "the store was restarted, and holders from before may still run",
-    "data_lost": "the store lost its data, and holders from before may still run",
-}
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,21 +38,36 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 class Waiting:
     """One request of one task, until it holds or gives up."""
 
-    def __init__(self, line: Line, ask: Ask, patience: Patience, *, id: str | None = None) -> None:
-        """:param id: the ticket's id, where the process that will hold the lease has chosen it"""
+    def __init__(
+        self,
+        line: Line,
+        ask: Ask,
+        patience: Patience,
+        *,
+        id: str | None = None,
+        renewed: Callable[[], Patience] | None = None,
+    ) -> None:
+        """:param id: the ticket's id, where the process that will hold the lease has chosen it
+        :param renewed: works `patience` out again, should the first answer tell that the pool has published since
+        """
         self.line = line
+        self._renewed = renewed
+        self._version = line.session.version
         self.ask = ask
-        self.patience = patience
         self.entry = self._new_entry(id)
         self._started_at = line.loop.time()
-        self._deadline = self._started_at + patience.max_wait_s
-        self._poll_s = patience.poll_interval_s
+        self._go_by(patience)
         self._retry_s = FIRST_RETRY_S
         self._said_frozen = False
         self._entering = Entering(line)
         self._own_holds = OwnHolds(line.session, ask.wants)
         self.place: int | None = None
         self.queued: int | None = None
+
+    def _go_by(self, patience: Patience) -> None:
+        self.patience = patience
+        self._deadline = self._started_at + patience.max_wait_s
+        self._poll_s = patience.poll_interval_s
 
     def _new_entry(self, id: str | None = None) -> Entry:
         entry = Entry(self.ask, self.line.session.id, self.line.loop, id)
@@ -112,9 +123,22 @@ class Waiting:
         if isinstance(answer, a.Granted):
             entry.stamp_ms = answer.now_ms - answer.waited_ms
             return await self._enter(answer.token, answer, asked_at)
+        if isinstance(answer, a.Waiting | a.Busy) and await self._catch_up(answer) and isinstance(answer, a.Busy):
+            self._begin_again()
+            return False
         if isinstance(answer, a.Waiting):
             return await self._wait(answer)
         return await self._other(answer, asked_at)
+
+    async def _catch_up(self, answer: a.Waiting | a.Busy) -> bool:
+        """Go by what the pool had published before this request, if its message was missed. Later news is for later
+        requests. Returns whether it may wait now."""
+        renewed, missed = self._renewed, answer.clock.version > self._version
+        if renewed is not None and missed:
+            await self.line.catch_up()
+            self._go_by(renewed())
+        self._renewed = None
+        return missed and self.patience.max_wait_s > 0
 
     async def _enter(self, token: int, answer: a.Granted, asked_at: float) -> bool:
         """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
@@ -245,10 +269,7 @@ class Waiting:
     def _say_frozen(self, answer: a.Waiting) -> None:
         if not self._said_frozen:
             self._said_frozen = True
-            why = WHY_FROZEN.get(answer.why, answer.why)
-            log.warning(
-                "gpulockd: pool %s grants nothing for %.1f s: %s", self.line.session.pool, answer.frozen_ms / 1000, why
-            )
+            log.warning("gpulockd: %s", frozen_text(answer, self.line.session.pool))
 
     async def _sleep(self, pause_s: float) -> None:
         """Sleep until the doorbell rings, somebody kicks, or `pause_s` is over."""

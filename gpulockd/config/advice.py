@@ -25,6 +25,8 @@ MOST_TIMEOUTS = 0.1
 MOST_BUSY = 0.95
 CLEARLY = 0.1
 """A tenth more or less is worth a word."""
+LEAST_WAIT_S = 0.1
+"""Waits that differ by less (in seconds) are the same to whoever waits, whatever the percentage."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -43,6 +45,18 @@ def _up(before: float | None, after: float | None, by: float = 0.0) -> bool:
 
 def _down(before: float | None, after: float | None, by: float = 0.0) -> bool:
     return before is not None and after is not None and after < before * (1 - by)
+
+
+def _waits_up(before: float | None, after: float | None) -> bool:
+    return _up(before, after, CLEARLY) and _felt(before, after)
+
+
+def _waits_down(before: float | None, after: float | None) -> bool:
+    return _down(before, after, CLEARLY) and _felt(before, after)
+
+
+def _felt(before: float | None, after: float | None) -> bool:
+    return before is not None and after is not None and abs(after - before) >= LEAST_WAIT_S
 
 
 def _over(value: float | None, limit: float) -> bool:
@@ -82,27 +96,27 @@ RULES = (
     Rule(
         "waits_grew",
         True,
-        lambda b, a: _up(b.avg_wait_time, a.avg_wait_time, CLEARLY),
-        "waits grew from {b.avg_wait_time:.1f} s to {a.avg_wait_time:.1f} s: go back with 'gpulockd config rollback' "
+        lambda b, a: _waits_up(b.avg_wait_time, a.avg_wait_time),
+        "waits grew from {b.avg_wait_time:.3g} s to {a.avg_wait_time:.3g} s: go back with 'gpulockd config rollback' "
         "if the load is the same",
     ),
     Rule(
         "longest_waits_grew",
         True,
-        lambda b, a: _up(b.wait_p95, a.wait_p95, CLEARLY) and not _up(b.avg_wait_time, a.avg_wait_time, CLEARLY),
-        "the longest waits grew (p95 {b.wait_p95:.1f} s to {a.wait_p95:.1f} s) although the mean did not: look who "
+        lambda b, a: _waits_up(b.wait_p95, a.wait_p95) and not _waits_up(b.avg_wait_time, a.avg_wait_time),
+        "the longest waits grew (p95 {b.wait_p95:.3g} s to {a.wait_p95:.3g} s) although the mean did not: look who "
         "waits with 'gpulockd queue'",
     ),
     Rule(
         "waits_fell",
         True,
-        lambda b, a: _down(b.avg_wait_time, a.avg_wait_time, CLEARLY) and not _up(b.timeout_rate, a.timeout_rate),
-        "waits fell from {b.avg_wait_time:.1f} s to {a.avg_wait_time:.1f} s and timeouts did not rise: keep it",
+        lambda b, a: _waits_down(b.avg_wait_time, a.avg_wait_time) and not _up(b.timeout_rate, a.timeout_rate),
+        "waits fell from {b.avg_wait_time:.3g} s to {a.avg_wait_time:.3g} s and timeouts did not rise: keep it",
     ),
     Rule(
         "timeouts_fell",
         True,
-        lambda b, a: _down(b.timeout_rate, a.timeout_rate) and not _down(b.avg_wait_time, a.avg_wait_time, CLEARLY),
+        lambda b, a: _down(b.timeout_rate, a.timeout_rate) and not _waits_down(b.avg_wait_time, a.avg_wait_time),
         "timeouts fell from {b.timeout_rate:.1%} to {a.timeout_rate:.1%}: keep it",
     ),
     Rule(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
-from gpulockd.config.live import Live, Tree, live_for, pinned
+from gpulockd.config.live import ALL, Live, Tree, live_for, pinned, scoped, tidy
 from gpulockd.errors import ConfigError
 from gpulockd.ledger.revisions import Change, Revision
 from gpulockd.settings import Settings, flat, merged, needs_restart, nested
@@ -17,6 +17,22 @@ FILE_ONLY = frozenset({"config.restart"})
 
 SECRET_BLOCKS = frozenset({"notify", "redis"})
 """Blocks whose values may hold passwords; logs and events only say that they changed."""
+
+STAYS = frozenset({"notify", "alerts", "config", "rollout"})
+"""Blocks that a rollback leaves as they are, unless all is wanted: who is told must not end with what they are told of.
+"""
+
+OF_ATTEMPTS = frozenset({"gpu_lock", "gpu_lock_monitor", "tasks", "queue", "session", "settle", "gpus"})
+"""Blocks by which attempts can fail: an automatic rollback touches no other."""
+
+UNTRIED = frozenset({"config", "notify", "alerts", "rollout", "web", "profiles"})
+"""Blocks that no trial can say anything about."""
+
+JUDGES = frozenset({"rollout", "config", "alerts"})
+"""Blocks that say how a candidate is judged and who must agree: none brings its own."""
+
+MOST_SPOKEN, LONGEST_SPOKEN = 12, 60
+"""So many changes, and so many characters of a value, are said to people."""
 
 _GENERAL = {
     "max_wait_time": "gpu_lock.max_wait_time",
@@ -38,6 +54,14 @@ def refuse_restarts(paths: Collection[str]) -> None:
             raise ConfigError(f"{path}: it needs a restart; set it in config.yml and restart the daemon", path=path)
 
 
+def refuse_own_judges(live: Live, candidate: Live) -> None:
+    """:raises ConfigError: if a candidate of a rollout differs in what it is judged by"""
+    for change in live_diff(live, candidate):
+        if block_of(change.path) in JUDGES:
+            cure = "leave it out, and set it by itself (`gpulockd config set`)"
+            raise ConfigError(f"{change.path}: a rollout's candidate is judged by this; {cure}", path=change.path)
+
+
 def values_of(settings: Settings) -> dict[str, Any]:
     """Return every leaf of the settings that has a value, by path, as JSON has it."""
     return {path: value for path, value in flat(plain(settings)).items() if value is not None}
@@ -55,20 +79,24 @@ def lasting(base: Tree) -> Tree:
 
 
 def spoken(changes: Collection[Change]) -> str:
-    """Return changes as one line for people; what may be a secret is not said."""
-    return "; ".join(_spoken(change) for change in changes) or "nothing that differs here"
+    """Return changes as one line for people; what may be a secret is not said, and a long value is cut."""
+    said = [_spoken(change) for change in changes]
+    more = f"; and {len(said) - MOST_SPOKEN} more" if len(said) > MOST_SPOKEN else ""
+    return "; ".join(said[:MOST_SPOKEN]) + more if said else "nothing that differs here"
 
 
 def _spoken(change: Change) -> str:
-    if change.path.partition(".")[0] in SECRET_BLOCKS:
+    if block_of(change.path) in SECRET_BLOCKS:
         return f"{change.path} changed"
-    return f"{change.path}: {_value(change.before)} -> {_value(change.after)}"
+    return f"{change.path}: {shown_value(change.before)} -> {shown_value(change.after)}"
 
 
-def _value(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a value as people read it, cut where it is long."""
     if value is None:
         return "not set"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_SPOKEN else f"{text[: LONGEST_SPOKEN - 3]}..."
 
 
 def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -78,6 +106,12 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, .
         for path in sorted({*before, *after})
         if before.get(path) != after.get(path)
     )
+
+
+def what_says_otherwise(before: Tree, after: Tree) -> frozenset[str]:
+    """Return the leaves that the second of two trees sets, and not as the first does."""
+    then = flat(before)
+    return frozenset(path for path, value in flat(after).items() if then.get(path) != value)
 
 
 def live_diff(before: Live, after: Live) -> tuple[Change, ...]:
@@ -90,6 +124,42 @@ def _live_leaves(live: Live) -> dict[str, Any]:
     for pool, tree in live.get("pools", {}).items():
         leaves |= {f"pools.{pool}.{path}": value for path, value in flat(tree).items()}
     return leaves
+
+
+def block_of(path: str) -> str:
+    """Return the block that a leaf is in; also of one named "pools.<pool>.<path>"."""
+    first, _, rest = path.partition(".")
+    if first != "pools":
+        return first
+    known = STAYS | OF_ATTEMPTS | UNTRIED | SECRET_BLOCKS | {"pool"}
+    return next((word for word in rest.split(".")[1:] if word in known), first)
+
+
+def needs_trial(before: Live, after: Live) -> bool:
+    """Whether the difference is one that a trial could say something about."""
+    return any(block_of(change.path) not in UNTRIED for change in live_diff(before, after))
+
+
+def sparing(now: Live, back: Live, stays: Callable[[str], bool]) -> Live:
+    """Return a document to go back to in which some blocks are as they are now.
+
+    :param stays: whether a block is to stay, by its name
+    """
+    pools = sorted({*now.get("pools", {}), *back.get("pools", {})})
+    made = {scope: _mixed(scoped(now, scope), scoped(back, scope), stays) for scope in (ALL, *pools)}
+    pins = {
+        pool: sorted(
+            [pin for pin in now.get("pins", {}).get(pool, []) if stays(block_of(pin))]
+            + [pin for pin in back.get("pins", {}).get(pool, []) if not stays(block_of(pin))]
+        )
+        for pool in {*now.get("pins", {}), *back.get("pins", {})}
+    }
+    return tidy({"all": made.pop(ALL), "pools": made, "pins": pins})
+
+
+def _mixed(now: Tree, back: Tree, stays: Callable[[str], bool]) -> Tree:
+    leaves = {path: value for path, value in flat(back).items() if not stays(block_of(path))}
+    return nested(leaves | {path: value for path, value in flat(now).items() if stays(block_of(path))})
 
 
 def base_as_of(bases: Mapping[int, Tree], number: int) -> Tree | None:

@@ -31,8 +31,8 @@ def scoped(live: Live, scope: str) -> Tree:
 def with_scope(live: Live, scope: str, tree: Tree) -> Live:
     """Return the document with another tree for a scope."""
     if scope == ALL:
-        return _tidy({**live, "all": tree})
-    return _tidy({**live, "pools": {**live.get("pools", {}), scope: tree}})
+        return tidy({**live, "all": tree})
+    return tidy({**live, "pools": {**live.get("pools", {}), scope: tree}})
 
 
 def changed(live: Live, tree: Tree, *, scope: str, unset: Collection[str] = (), replace: bool = False) -> Live:
@@ -60,7 +60,7 @@ def unpinned(live: Live, pool: str, paths: Iterable[str], *, drop: bool = True) 
     if not lifted:
         return live
     live = {**live, "pins": {**live["pins"], pool: [pin for pin in pins if pin not in lifted]}}
-    return with_scope(live, pool, without(scoped(live, pool), *lifted)) if drop else _tidy(live)
+    return with_scope(live, pool, without(scoped(live, pool), *lifted)) if drop else tidy(live)
 
 
 def pinned(live: Live, pool: str, values: dict[str, Any]) -> Live:
@@ -77,7 +77,7 @@ def under(leaf: str, path: str) -> bool:
     return leaf == path or leaf.startswith(path + ".")
 
 
-def _tidy(live: Live) -> Live:
+def tidy(live: Live) -> Live:
     """Return the document without empty parts, so that equal documents are equal."""
     pools = {pool: tree for pool, tree in live.get("pools", {}).items() if tree}
     pins = {pool: paths for pool, paths in live.get("pins", {}).items() if paths}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -20,6 +20,13 @@ from gpulockd.events import Event, LockAcquired, LockReleased
 from gpulockd.ledger.distribution import ENDS_MS, Distribution
 from gpulockd.ledger.tally import Tally
 from gpulockd.settings import Settings
+
+POLLS = ("poll_interval", "max_poll_interval", "exponential_backoff")
+
+NO_REACH = (
+    "it changes no limit of holds or waits, so the record cannot say what it would have done; 'gpulockd bench config' "
+    "tries it"
+)
 
 NAMED = 5
 """So many tasks are named in the text."""
@@ -114,7 +121,22 @@ def replayed(
         text="",
         notes=(),
     )
-    return msgspec.structs.replace(found, text=_text(found), notes=_notes(found, played))
+    reaches = _changes_limits(present, proposed, record)
+    notes = [*(_notes(found, played) if reaches else ())]
+    if _polls(present) != _polls(proposed):
+        notes.append("poll settings count only while programs are cut off from notifications; no record tells of that")
+    return msgspec.structs.replace(found, text=_text(found) if reaches else NO_REACH, notes=tuple(notes))
+
+
+def _changes_limits(present: Settings, proposed: Settings, tasks: Iterable[str]) -> bool:
+    """Whether any limit differs by which a recorded hold or wait would have ended otherwise."""
+    limits = (hard_ms, max_wait_ms)
+    return any(limit(present, task) != limit(proposed, task) for limit in limits for task in (*tasks, ""))
+
+
+def _polls(settings: Settings) -> list[list[object]]:
+    blocks = (settings.gpu_lock, *settings.tasks.values())
+    return [[getattr(block, name, None) for name in POLLS] for block in blocks]
 
 
 def record_of(tallies: Mapping[str, Tally], recent: Sequence[Event]) -> dict[str, TaskRecord]:

@@ -54,7 +54,8 @@ class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
     """What a rollback has come to. `diff` empty: what was to be restored is in force, and no revision was made.
 
     `restored` is the revision whose values are in force again, `took_s` the time from the decision to the last check
-    (in seconds), `checks` what was looked at afterwards: True, or why not.
+    (in seconds), `checks` what was looked at afterwards: True, or why not. `left_alone` names the blocks that were
+    otherwise then, and stay as they are.
     """
 
     revision: Revision | None
@@ -64,3 +65,10 @@ class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
     took_s: float
     verified: bool
     checks: dict[str, str | bool | float]
+    left_alone: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        is_new = "back at revision {}" if self.diff else "revision {} is in force already"
+        alone = f", {', '.join(self.left_alone)} left as they are" if self.left_alone else ""
+        how = "verified" if self.verified else "NOT verified"
+        return f"{is_new.format(self.restored)}{alone}, {how}, {self.overall_status}, {self.took_s:g} s"

@@ -21,8 +21,8 @@ from gpulockd.config.staged import (
     Phase,
     Revise,
     Rollout,
-    RolloutLimits,
     Said,
+    Spell,
     TakeBack,
     Tell,
 )
@@ -35,9 +35,8 @@ Event = Literal[
 PATIENCE = 2
 """A stage with too few attempts waits so many times its hold for more."""
 
-ROLLED_BACK = frozenset({"rollback", "auto_rollback"})
-"""Origins of a revision under which no candidate stays."""
-
+MOST_SPELLS = 5
+"""So many are remembered: those of this rollout and of the ones before it."""
 
 Move = Callable[[Rollout, Facts, Said], Rollout]
 
@@ -73,6 +72,7 @@ def _enter(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
         counted=Counted(),
         positions={},
     )
+    entered = _marked(entered, from_ms=facts.wall_ms)
     stage = f"stage {rollout.stage + 1} of {len(rollout.stages)}: {share:.0%}"
     return _tell(entered, f"{why.text}; {stage}, {entered.who}, holds for {rollout.now.hold_s:g} s", why)
 
@@ -86,11 +86,25 @@ def _widen(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
 
 
 def _fit(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
-    return _with(rollout, below=threshold(facts.places, rollout.now.share, rollout.below))
+    return _marked(_with(rollout, below=threshold(facts.places, rollout.now.share, rollout.below)))
 
 
 def _say(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
     return _tell(rollout, why.text, why)
+
+
+def _end(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
+    return _say(_marked(rollout, to_ms=facts.wall_ms), facts, why)
+
+
+def _marked(rollout: Rollout, *, from_ms: int = 0, to_ms: int = 0) -> Rollout:
+    """Write down that the candidate is in force where it is now, or that it is so nowhere any more (`to_ms`)."""
+    *others, own = rollout.spells or (None,)
+    if own is None or own.rollout != rollout.id:
+        others, own = list(rollout.spells), Spell(rollout=rollout.id, unit=rollout.unit, from_ms=from_ms)
+    pools = tuple(sorted({*own.pools, *rollout.pools}))
+    own = msgspec.structs.replace(own, pools=pools, below=max(own.below, rollout.below), to_ms=to_ms)
+    return _with(rollout, spells=(*others, own)[-MOST_SPELLS:])
 
 
 def _stop_the_clock(rollout: Rollout, facts: Facts, why: Said) -> Rollout:
@@ -130,9 +144,9 @@ TABLE: dict[tuple[Phase, Event], tuple[Phase, Move]] = {
     ("awaiting",  "approve"):        ("finishing",  _say),
     ("awaiting",  "abort"):          ("returning",  _go_back),
     ("finishing", "rolled_back"):    ("returning",  _go_back),
-    ("finishing", "revised"):        ("done",       _say),
+    ("finishing", "revised"):        ("done",       _end),
     ("finishing", "refused"):        ("returning",  _go_back),
-    ("returning", "all_back"):       ("returned",   _say),
+    ("returning", "all_back"):       ("returned",   _end),
 }  # fmt: skip
 """Every move there is. What is not here does not happen: a command is refused, a fact changes nothing."""
 
@@ -146,9 +160,9 @@ def moved(rollout: Rollout, event: Event, facts: Facts, why: Said) -> Rollout:
     return _with(move(rollout, facts, why), phase=phase)
 
 
-def step(rollout: Rollout, facts: Facts, limits: RolloutLimits) -> tuple[Rollout, tuple[Instruction, ...]]:
+def step(rollout: Rollout, facts: Facts) -> tuple[Rollout, tuple[Instruction, ...]]:
     """Return the rollout after what is so now, and what must be done. What is done twice does no harm."""
-    found = _happened(rollout, facts, limits)
+    found = _happened(rollout, facts)
     if found is not None:
         rollout = moved(rollout, found[0], facts, Said(found[1]))
     return rollout, instructions(rollout, facts)
@@ -176,7 +190,6 @@ def commanded(
     rollout: Rollout,
     command: Literal["approve", "pause", "resume", "abort"],
     facts: Facts,
-    limits: RolloutLimits,
     *,
     author: str,
     reason: str = "",
@@ -185,7 +198,7 @@ def commanded(
 
     :raises NotNow: if its phase knows no such move
     """
-    stepped, _ = step(rollout, facts, limits)
+    stepped, _ = step(rollout, facts)
     if stepped.phase in ("returning", "returned") and command != "abort":
         raise NotNow(f"the rollout goes back: {stepped.why}; begin another when that is mended", phase=stepped.phase)
     if (stepped.phase, command) not in TABLE:
@@ -194,6 +207,12 @@ def commanded(
     why = Said(f"{author} {words[command]}{f' ({reason})' if reason else ''}", author)
     by = _with(stepped, approved_by=author) if command == "approve" else stepped
     return moved(by, command, facts, why)
+
+
+def given_up(rollout: Rollout, facts: Facts, *, author: str, reason: str = "") -> Rollout:
+    """Return the rollout after somebody has rolled the configuration back, whether or not that made a revision."""
+    why = f"{author} rolled the configuration back{f' ({reason})' if reason else ''}"
+    return moved(rollout, "rolled_back", facts, Said(why, author))
 
 
 def _why_not(rollout: Rollout, command: str) -> str:
@@ -207,20 +226,20 @@ def _why_not(rollout: Rollout, command: str) -> str:
     return f"cannot {command} now: {cures.get(rollout.phase, f'the rollout is over ({rollout.phase})')}"
 
 
-def _happened(rollout: Rollout, facts: Facts, limits: RolloutLimits) -> tuple[Event, str] | None:
+def _happened(rollout: Rollout, facts: Facts) -> tuple[Event, str] | None:
     """Return the event that the facts amount to, and its words."""
     if rollout.phase == "returning":
         return None if facts.carrying else ("all_back", "every host goes by the configuration of before again")
     if rollout.phase not in IN_FORCE:
         return None
     if facts.revision != rollout.base:
-        if facts.origin in ROLLED_BACK:
+        if facts.rolled_back:
             return "rolled_back", f"the configuration was rolled back (revision {facts.revision})"
         return "base_changed", f"the configuration changed (revision {facts.revision}), so the stage begins again"
     held_ms, hold_ms = rollout.held_ms(facts.elapsed_ms), rollout.now.hold_s * 1000
     is_up = rollout.phase == "holding" and held_ms >= hold_ms
     last_word = is_up and held_ms >= PATIENCE * hold_ms
-    trip = tripped(rollout.counted, limits, last_word=last_word) if rollout.phase != "finishing" else None
+    trip = tripped(rollout.counted, rollout.limits, last_word=last_word) if rollout.phase != "finishing" else None
     if trip is not None:
         return "gate_tripped", _words_of(trip, rollout)
     if rollout.unit == "sessions" and _fits_no_more(rollout, facts):
@@ -230,9 +249,9 @@ def _happened(rollout: Rollout, facts: Facts, limits: RolloutLimits) -> tuple[Ev
     if rollout.unit == "pools" and not set(rollout.pools).intersection(facts.living):
         # A daemon that restarts is no reason; one that is away at the end has seen nothing to its end.
         return "nobody_in", "no daemon of the hosts that are in lives, so the stage begins again with others"
-    if not enough(rollout.counted, limits) and not last_word:
+    if not enough(rollout.counted, rollout.limits) and not last_word:
         return None
-    return _passed(rollout, limits)
+    return _passed(rollout)
 
 
 def _fits_no_more(rollout: Rollout, facts: Facts) -> bool:
@@ -241,12 +260,12 @@ def _fits_no_more(rollout: Rollout, facts: Facts) -> bool:
     return below < rollout.below or (below > rollout.below and rollout.phase == "holding")
 
 
-def _passed(rollout: Rollout, limits: RolloutLimits) -> tuple[Event, str]:
-    note = "" if enough(rollout.counted, limits) else ", too few to judge but none failed"
+def _passed(rollout: Rollout) -> tuple[Event, str]:
+    note = "" if enough(rollout.counted, rollout.limits) else ", too few to judge but none failed"
     why = f"stage {rollout.stage + 1} has passed ({rollout.counted}{note})"
     if not rollout.last:
         return "stage_passed", why
-    if limits.require_approval:
+    if rollout.limits.require_approval:
         return "last_passed", f"{why}; it waits for approval"
     return "may_finish", f"{why}; all come next"
 

@@ -6,6 +6,7 @@ A rate of few attempts says nothing, so below the least number of samples nothin
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -81,15 +82,23 @@ class Verdict(msgspec.Struct, frozen=True):
     why: str
 
 
-def judge(age_s: float, courses: dict[str, Course], before: dict[str, Attempts], rules: ConfigBlock) -> Verdict:
+def judge(
+    age_s: float,
+    courses: Mapping[str, Course],
+    before: Mapping[str, Attempts],
+    rules: ConfigBlock,
+    recounted: Mapping[str, Attempts] | None = None,
+) -> Verdict:
     """Judge a revision that is not stable.
 
     :param age_s: how long it is in force (in seconds)
     :param courses: what was counted since, by pool
     :param before: the attempts of each pool before it: a rate that it has not made worse is not its fault
+    :param recounted: the attempts of the last window of pools in which not all of them count
     """
     for pool, course in sorted(courses.items()):
-        why = tripped(course.lately, before.get(pool, Attempts()), rules)
+        lately = (recounted or {}).get(pool, course.lately)
+        why = tripped(lately, before.get(pool, Attempts()), rules)
         if why:
             return Verdict("roll_back", f"pool {pool}: {why}")
     since = Attempts(

@@ -36,6 +36,25 @@ class RolloutLimits(Limits, Protocol):
         """Whether a person must agree before all go by the candidate."""
 
 
+class Agreed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a rollout goes by from its beginning to its end, whatever the configuration says meanwhile.
+
+    Its candidate is in force where the one that drives may be, and must not be judged by limits of its own.
+    """
+
+    success_rate: float = 0.95
+    failure_rate: float = 0.1
+    timeout_rate: float = 0.05
+    redis_cpu: float = 0.8
+    least_samples: int = 20
+    require_approval: bool = True
+
+    @classmethod
+    def of(cls, limits: RolloutLimits) -> Agreed:
+        """Return the limits that are in force now."""
+        return cls(**{name: getattr(limits, name) for name in cls.__struct_fields__})
+
+
 class Stage(msgspec.Struct, frozen=True):
     """A share of all (0 < share <= 1), and how long it must hold (in seconds)."""
 
@@ -50,6 +69,21 @@ class Said(msgspec.Struct, frozen=True):
     author: str = "rollout"
 
 
+class Spell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where and when a candidate was in force: what happened under it is no news of the revision that all others had.
+
+    `pools` are all that had it at any time, `below` the highest place of their sessions; `from_ms` to `to_ms` is the
+    server's wall clock, `to_ms` 0 while it is not taken back everywhere.
+    """
+
+    rollout: str
+    unit: Unit
+    pools: tuple[str, ...] = ()
+    below: float = 0.0
+    from_ms: int = 0
+    to_ms: int = 0
+
+
 class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A staged rollout at one moment.
 
@@ -57,7 +91,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revision that all others go by; `pools` and `below` who is in: those pools whole, or of the one pool the sessions
     whose place is below. `began_ms` is when the stage began, `paused_ms` how far it was when it was paused (both on
     the rollout's clock), `began_wall_ms` when its candidate came into force (the server's wall clock), `positions` the
-    last event counted of each pool, `untold` what the audit does not say yet, `result` the revision that it became.
+    last event counted of each pool, `untold` what the audit does not say yet, `result` the revision that it became,
+    `spells` when and where its candidate was in force, after those of the rollouts before, `limits` those in force
+    before it began.
     """
 
     id: str
@@ -82,6 +118,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     why: str = ""
     approved_by: str = ""
     result: int | None = None
+    spells: tuple[Spell, ...] = ()
+    limits: Agreed = Agreed()
 
     @property
     def over(self) -> bool:
@@ -118,7 +156,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is so now: the rollout's clock and the server's wall clock (ms), and who lives.
 
     `living` are the pools whose daemon lives; `places` those of the living worker sessions, where sessions are the
-    unit; `revision` and `origin` are the current one's; `carrying` the pools that publish the candidate.
+    unit; `revision` is the current one, `rolled_back` whether it, or one since the rollout's base, was a way back;
+    `carrying` are the pools that publish the candidate.
     """
 
     elapsed_ms: int
@@ -126,7 +165,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     living: tuple[str, ...] = ()
     places: tuple[float, ...] = ()
     revision: int = 0
-    origin: str = ""
+    rolled_back: bool = False
     carrying: frozenset[str] = frozenset()
 
 

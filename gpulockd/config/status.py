@@ -42,3 +42,13 @@ def overall_status(facts: Facts) -> Status:
     if facts.gpus_not_well or facts.recent_timeout_rate > WARNING_TIMEOUTS:
         return "warning"
     return "warning" if facts.recent_success_rate < WARNING_SUCCESSES else "healthy"
+
+
+def why_critical(facts: Facts) -> str:
+    """Return in words why a system is critical."""
+    if not facts.store_answers:
+        return "critical: the store does not answer"
+    if facts.gpus and facts.gpus_not_well >= facts.gpus:
+        return f"critical: none of the {facts.gpus} gpus can be used"
+    got, late = facts.recent_success_rate, facts.recent_timeout_rate
+    return f"critical: of the last attempts {late:.1%} timed out and {got:.1%} got the lock; look again in a while"

@@ -20,7 +20,7 @@ from gpulockd.alerting.messages import notice_of
 from gpulockd.alerting.records import book_of, line_of
 from gpulockd.alerting.rules import Rule, rules_of
 from gpulockd.daemon.channels.made import usable
-from gpulockd.daemon.dispatching import Dispatcher, Known
+from gpulockd.daemon.dispatching import REMOVED, Dispatcher, Known
 from gpulockd.daemon.factfinding import FactFinder, Sees
 from gpulockd.daemon.judging import Reading
 from gpulockd.daemon.neighbouring import WATCHED, DaemonMark, around, marks_of
@@ -104,6 +104,7 @@ class Alerts:
 
         :raises KeyError: if there is no such channel
         """
+        self._take_settings()
         return await self.dispatcher.test(name)
 
     async def sign_off(self) -> None:
@@ -148,6 +149,7 @@ class Alerts:
         await self._mark()
         stored: Stored = await self._ask(alert_read())
         self._remember(stored)
+        await self._forget_channels(stored)
         book, patience = book_of(stored), self._patience()
         seen = await self._finder.look(stored, self._used)
         if seen is not None:
@@ -189,11 +191,19 @@ class Alerts:
         """Know of each channel what the daemon before this one knew."""
         for name, kept in stored.channels.items():
             pool, _, channel = name.partition("|")
-            if pool == self._keys.pool and channel not in self.dispatcher.known:
+            new = channel in self.dispatcher.names - set(self.dispatcher.known)
+            if pool == self._keys.pool and new and kept.json != REMOVED:
                 try:
                     self.dispatcher.known[channel] = msgspec.json.decode(kept.json, type=Known)
                 except msgspec.MsgspecError:
                     continue
+
+    async def _forget_channels(self, stored: Stored) -> None:
+        """Say of channels that the configuration has no more that they are gone: what they lacked is no trouble now."""
+        for name, kept in stored.channels.items():
+            pool, _, channel = name.partition("|")
+            if pool == self._keys.pool and channel not in self.dispatcher.names and kept.json != REMOVED:
+                await self.dispatcher.forget(channel)
 
     async def _look_around(self, stored: Stored, book: Book, patience: Patience) -> None:
         """Judge whether the next daemons of the fleet live, and tell what those that do not had to tell."""

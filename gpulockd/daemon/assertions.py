@@ -19,10 +19,19 @@ class GuardsWord:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
+        self._began_alone = False
 
-    def knows_all(self) -> bool:
-        """Whether nobody can be on a gpu here that the fence does not know."""
-        return not self._guard.unproven and not self._guard.doubtful
+    def knows_all(self, *, after_ttl: bool = False) -> bool:
+        """Whether nobody can be on a gpu here that the fence does not know.
+
+        :param after_ttl: nobody has been answered for a ttl, so who was let in by no guard believes no more
+        """
+        guard = self._guard
+        return not guard.unproven and (not guard.doubtful or (after_ttl and self._began_alone))
+
+    def began_alone(self) -> None:
+        """The pool had never been used when this guard came: nobody was let in by a guard before it."""
+        self._began_alone = self._guard.is_first
 
     def doubt(self) -> None:
         """The pool has been without this guard: somebody may have begun unseen, until fence and ledger are compared."""

@@ -14,7 +14,7 @@ import msgspec
 from gpulockd.config.rollout import counted
 from gpulockd.config.staged import Facts, Rollout, Unit
 from gpulockd.events import AlertRaised, Event, decode
-from gpulockd.ledger import verbs
+from gpulockd.ledger import revisions, verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.living import Living, cpu_time_s, living
 from gpulockd.ledger.revisions import RolloutRow, State
@@ -24,6 +24,9 @@ from gpulockd.ledger.tally import Outcome, outcome
 PAGE = 500
 MOST_PAGES = 40
 """So many pages of events are read at one look; the rest at the next."""
+
+MOST_SINCE = 100
+"""So many revisions are looked at for a way back among them."""
 
 CPU_LEAST_S = 1.0
 """The CPU of the store is measured over this time at least (in seconds)."""
@@ -70,15 +73,21 @@ class Canary:
         own = rollout.pools[0] if rollout.pools else self._pool
         sessions = fleet[own].sessions if rollout.unit == "sessions" and own in fleet else ()
         current = state.current
+        number = current.number if current else -1
         return Facts(
             elapsed_ms=row.elapsed_ms,
             wall_ms=row.wall_ms,
             living=_living(fleet),
             places=tuple(self._place(rollout, session) for session in sessions),
-            revision=current.number if current else -1,
-            origin=current.origin if current else "",
+            revision=number,
+            rolled_back=number != rollout.base and await self._went_back(rollout.base, number),
             carrying=frozenset(pool for pool, of_pool in fleet.items() if of_pool.candidate == rollout.id),
         )
+
+    async def _went_back(self, base: int, number: int) -> bool:
+        """Whether one of the revisions since `base` was a way back; another may have come after it before any look."""
+        since = min(max(1, number - base), MOST_SINCE)
+        return any(one.of is not None for one in await revisions.history(self._store().ask, count=since))
 
     async def unit(self) -> tuple[Unit, tuple[str, ...]]:
         """What a share is of: hosts if several live, else the sessions of this one. And the living hosts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -10,10 +11,11 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from gpulockd.ledger.revisions import Revision
+from gpulockd.ledger.revisions import AuditLine, Revision
 
 FILE = "configuration.json"
 MOST_REVISIONS = 50
+MOST_AUDITED = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -21,7 +23,8 @@ _log = structlog.get_logger(__name__)
 class ConfigKept(msgspec.Struct, frozen=True, kw_only=True):
     """The last known state: the number in force, the last stable one, the live document, and the latest revisions.
 
-    `bases` is what file and environment of `pool` said, by revision; the latest revision comes first.
+    `bases` is what file and environment of `pool` said, by revision; the latest revision comes first. `audits` are the
+    last lines of the audit, the latest last; `store` names the store (no secret in it).
     """
 
     current: int
@@ -30,15 +33,24 @@ class ConfigKept(msgspec.Struct, frozen=True, kw_only=True):
     revisions: tuple[Revision, ...] = ()
     pool: str = ""
     bases: dict[int, dict[str, Any]] = {}
+    audits: tuple[AuditLine, ...] = ()
+    store: str = ""
 
 
 class KeptFile:
-    """The file in the daemon's state folder; `value` is what it holds, None: nothing that can be read."""
+    """The file in the daemon's state folder; `value` is what it holds, None: nothing that can be read.
 
-    def __init__(self, folder: str) -> None:
-        """Read it."""
+    A copy of another store is put aside: a daemon that moves to another fleet brings nothing along.
+    """
+
+    def __init__(self, folder: str, store: str = "") -> None:
+        """Read it.
+
+        :param store: the name of the store that this daemon uses
+        """
         self._path = os.path.join(folder, FILE)
-        self.value = self._read()
+        self._store = store
+        self.value = self._own(self._read())
 
     def __repr__(self) -> str:
         return f"<KeptFile {self._path} {self.value.current if self.value else '-'}>"
@@ -53,8 +65,19 @@ class KeptFile:
             _log.warning("config.kept_unreadable", message=f"{self._path} cannot be read and is written anew: {wrong}")
             return None
 
+    def _own(self, found: ConfigKept | None) -> ConfigKept | None:
+        if found is None or found.store in ("", self._store):
+            return found
+        aside = f"{self._path}.of-another-store"
+        with suppress(OSError):
+            os.replace(self._path, aside)
+        text = f"the kept configuration is that of the store {found.store}, not of {self._store}: it is put aside"
+        _log.warning("config.kept_of_another_store", message=f"{text} as {aside}")
+        return None
+
     async def keep(self, value: ConfigKept) -> None:
         """Write the file, whole or not at all; nothing if it holds that."""
+        value = msgspec.structs.replace(value, store=self._store)
         if value != self.value:
             self.value = value
             with anyio.CancelScope(shield=True):

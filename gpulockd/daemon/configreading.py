@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from gpulockd.config.change import base_as_of
+from gpulockd.config.change import SECRET_BLOCKS, base_as_of, block_of, plain, shown_value
 from gpulockd.config.live import Tree, live_for
 from gpulockd.config.results import Shown
 from gpulockd.daemon.configuration import Layers, Origin
 from gpulockd.daemon.inforce import InForce
 from gpulockd.daemon.poolviews import revision_of
+from gpulockd.daemon.refusals import Refusals
 from gpulockd.daemon.uptake import Uptake
 from gpulockd.ledger import revisions
 from gpulockd.ledger.revisions import Ask, AuditLine, Revision
-from gpulockd.settings import Settings, checked, merged
+from gpulockd.settings import Settings, checked, flat, merged, value_at
 
 
 class ConfigReading:
@@ -24,6 +25,7 @@ class ConfigReading:
         self._in_force = in_force
         self._uptake = uptake
         self._ask = ask
+        self._refusals = Refusals(ask)
 
     @property
     def state(self) -> Shown:
@@ -61,8 +63,25 @@ class ConfigReading:
         return self._uptake.listeners
 
     def origins(self) -> dict[str, Origin]:
-        """Where each value comes from."""
-        return self._in_force.origins()
+        """Where each value comes from; of one that is set live, in which revision it was set."""
+        return self._in_force.origins(self._uptake.said_in)
+
+    @property
+    def overruled(self) -> tuple[str, ...]:
+        """What this host's file says in vain, a line each, and what says otherwise."""
+        return self.overruled_of(flat(self._in_force.layers.file_tree))
+
+    def overruled_of(self, paths: Collection[str]) -> tuple[str, ...]:
+        """As `overruled`, of some settings."""
+        origins, layers, lines = self.origins(), self._in_force.layers, []
+        for path in sorted(paths):
+            origin, said = origins.get(path), value_at(layers.file_tree, path)
+            if origin is None or origin.layer in ("file", "default") or plain(origin.value) == plain(said):
+                continue
+            over = f"live ({origin.where})" if origin.layer == "live" else origin.where
+            value = "" if block_of(path) in SECRET_BLOCKS else f" {shown_value(origin.value)}"
+            lines.append(f"{path} in {layers.file} has no effect: {over} says{value or ' otherwise'}")
+        return tuple(lines)
 
     @property
     def carries(self) -> bool:
@@ -76,6 +95,10 @@ class ConfigReading:
     async def audit(self, *, count: int = 100, before: str = "") -> list[AuditLine]:
         """Return a page of the audit, latest first."""
         return await revisions.audits(self._ask, count=count, before=before)
+
+    async def note_refused(self, *, text: str, author: str, origin: str) -> None:
+        """Write to the audit that somebody wanted something and was refused. It raises nothing."""
+        await self._refusals.note(text=text, author=author, origin=origin)
 
     async def tree_of(self, number: int) -> Tree:
         """Return what this pool went by as of a revision, without defaults.

@@ -6,15 +6,17 @@ of this daemon at once, and published to its pool's clients. The store decides w
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from functools import partial
+from typing import Protocol
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 import structlog
 
-from gpulockd.config.change import refuse_restarts
+from gpulockd.config.change import refuse_restarts, what_says_otherwise
 from gpulockd.config.live import ALL, Live, Tree, changed
 from gpulockd.config.results import Candidate, Changed, RolledBack, Shown
 from gpulockd.daemon.configreading import ConfigReading
@@ -32,6 +34,13 @@ RECHECK_S = 30.0
 """How often the store is asked without a hint (in seconds)."""
 
 RETRY_S, MOST_RETRY_S = 0.2, 5.0
+
+
+class WayBack(Protocol):
+    """Ends what is tried meanwhile (`Rollouts.given_up`)."""
+
+    def __call__(self, *, author: str, reason: str) -> Awaitable[None]: ...
+
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +66,9 @@ class Configuring(ConfigReading):
         self._verify = verify
         self._lock = anyio.Lock()
         self._news = anyio.Event()
+
+        self.on_way_back: WayBack | None = None
+        """Told of each rollback that a person wanted, or that made a revision."""
 
     def __repr__(self) -> str:
         return f"<Configuring {self._in_force}>"
@@ -86,14 +98,21 @@ class Configuring(ConfigReading):
         """
         async with self._lock:
             try:
-                layers = await anyio.to_thread.run_sync(partial(load_layers, self.file))
+                before = self._in_force.layers
+                read = partial(load_layers, self.file, command=before.command)
+                layers = await anyio.to_thread.run_sync(read)
+                if layers.is_empty and before.file_tree:
+                    raise ConfigError(f"{layers.file}: it is empty; write {{}} if everything is to have its default")
                 number = self._in_force.current.revision
                 self._in_force.take(self._in_force.live, number, layers)
             except ConfigError as wrong:
                 await self._refuse_file(wrong, reason)
                 raise
             self._in_force.trouble = ""
-            self._uptake.file_changed(reason)
+            hidden = self.overruled_of(what_says_otherwise(before.file_tree, layers.file_tree))
+            for line in hidden:
+                _log.warning("config.overruled", message=line)
+            self._uptake.file_changed("; ".join((reason, *hidden)))
             try:
                 await self._uptake.look()
             except StoreUnavailable as away:
@@ -146,8 +165,15 @@ class Configuring(ConfigReading):
         :raises Unvalidated: if changes must pass a trial first
         :raises ConfigConflict: if another revision came first
         """
-        tree = checked(tree)
-        refuse_restarts({*flat(tree)})
+        deed = Deed(
+            author=author,
+            reason=f"{reason} (unvalidated)".strip() if unvalidated else reason,
+            origin=origin,
+            expected=expected,
+        )
+        async with self._refusals.of(author, origin, quiet=dry_run):
+            tree = checked(tree)
+            refuse_restarts({*flat(tree)})
         wish = Wish(
             next_live=lambda live: changed(live, tree, scope=scope, unset=unset, replace=replace),
             scope=scope,
@@ -155,9 +181,8 @@ class Configuring(ConfigReading):
             unvalidated=unvalidated,
             dry_run=dry_run,
         )
-        why = f"{reason} (unvalidated)".strip() if unvalidated else reason
-        async with self._lock:
-            return await self._revising.make(wish, Deed(author=author, reason=why, origin=origin, expected=expected))
+        async with self._lock, self._refusals.of(author, origin, quiet=dry_run):
+            return await self._revising.make(wish, deed)
 
     async def promote(
         self,
@@ -169,26 +194,45 @@ class Configuring(ConfigReading):
         expected: int | None,
         validated: str = "",
     ) -> Changed:
-        """Make a whole document the live one, as `change` does. `validated`: the digest under which it has passed."""
+        """Make a whole document the live one, as `change` does; it has passed its gates, so it is stable at once.
+
+        :param validated: the digest under which it has passed a trial
+        """
         refuse_restarts({*flat(live.get("all", {}))})
         wish = Wish(next_live=lambda _: live, validated=validated, unvalidated=True)
         async with self._lock:
-            return await self._revising.make(wish, Deed(author=author, reason=reason, origin=origin, expected=expected))
+            done = await self._revising.make(wish, Deed(author=author, reason=reason, origin=origin, expected=expected))
+        made = done.revision
+        if made is None or made.stable or made.origin != origin:
+            return done
+        await self.judged(made.number, stable=True, outcome="its rollout has passed the gates")
+        return msgspec.structs.replace(done, revision=msgspec.structs.replace(made, stable=True))
 
     async def roll_back(
-        self, *, to: int | None = None, author: str, reason: str, origin: str, expected: int | None = None
+        self,
+        *,
+        to: int | None = None,
+        author: str,
+        reason: str,
+        origin: str,
+        expected: int | None = None,
+        whole: bool = False,
     ) -> RolledBack:
         """Go back to a revision, and look afterwards how the system is.
 
         :param to: its number; None: the last stable one (`gpulockd.config.change.previous_stable`)
         :param expected: go back only from this revision
+        :param whole: also what a rollback leaves alone: `notify`, `alerts`, `config`, `rollout`; one by itself
+            (`auto_rollback`) leaves all alone by which no attempt fails
         :raises UnknownRevision: if `to` is not kept
         :raises ConfigConflict: if another revision than the expected one is in force
         """
         began_s = anyio.current_time()
         deed = Deed(author=author, reason=reason, origin=origin, expected=expected)
-        async with self._lock:
-            step = await self._revising.go_back(to, deed)
+        async with self._lock, self._refusals.of(author, origin):
+            step = await self._revising.go_back(to, deed, whole=whole)
+        if self.on_way_back is not None and (step.is_one or origin != "auto_rollback"):
+            await self.on_way_back(author=author, reason=reason)
         verified = await self._verify(step.after.number, restart=step.is_one)
         after = await self._mark_way_back(step, verified) if step.is_one else step.after
         result = RolledBack(
@@ -199,14 +243,16 @@ class Configuring(ConfigReading):
             took_s=round(anyio.current_time() - began_s, 3),
             verified=verified.is_well,
             checks=verified.checks,
+            left_alone=step.left_alone,
         )
-        _log.info("config.rolled_back", restored=result.restored, verified=result.verified, message=_said(result))
+        _log.info("config.rolled_back", restored=result.restored, verified=result.verified, message=str(result))
         return result
 
     async def _mark_way_back(self, step: Step, verified: Verified) -> Revision:
         said = "verified" if verified.is_well else f"not verified: {verified.trouble}"
-        well = verified.is_well and step.target is not None and step.target.stable
-        outcome = f"went back to revision {step.restored}, {said}"
+        well = verified.works and step.target is not None and step.target.stable
+        alone = f" ({', '.join(step.left_alone)} left as they are)" if step.left_alone else ""
+        outcome = f"went back to revision {step.restored}{alone}, {said}"
         marked = await revisions.mark(
             self._ask, step.after.number, stable=True if well else None, outcome=outcome, author="gpulockd"
         )
@@ -249,9 +295,3 @@ class Configuring(ConfigReading):
                 task_status.started()
             with anyio.move_on_after(pause_s):
                 await self._news.wait()
-
-
-def _said(result: RolledBack) -> str:
-    done = f"back at revision {result.restored}" if result.diff else f"revision {result.restored} is in force already"
-    how = "verified" if result.verified else "NOT verified"
-    return f"{done}, {how}, {result.overall_status}, {result.took_s:g} s"

@@ -46,6 +46,10 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
 
 
+REMOVED = msgspec.json.encode(Known(kind="removed"))
+"""What stands in the store for a channel that the configuration has no more."""
+
+
 class StreamChannel:
     """The pool's own stream of events, told like any channel."""
 
@@ -99,6 +103,20 @@ class Dispatcher:
         """Tell over these channels from now on; what is under way is ended first."""
         self._channels = (StreamChannel(self._ask), *channels)
         self._changed.set()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all channels."""
+        return frozenset(channel.name for channel in self._channels)
+
+    async def forget(self, name: str) -> None:
+        """Know nothing of a channel any more, here and in the store.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        self.known.pop(name, None)
+        claim = self._claim
+        await self._ask(alert_sent(by=self._pool, channel=name, claim=claim, how="told", due=(), known=REMOVED))
 
     def channels_for(self, notice: Notice, *, people: bool) -> tuple[str, ...]:
         """Return the names of the channels that are to tell of a notice.

@@ -19,7 +19,7 @@ import structlog
 from gpulockd.config.live import ALL, changed
 from gpulockd.config.results import Candidate, Changed
 from gpulockd.config.rollout import moved, step, told
-from gpulockd.config.staged import IN_FORCE, Facts, NotNow, Revise, Rollout, RolloutLimits, Said, TakeBack, Tell
+from gpulockd.config.staged import IN_FORCE, Facts, NotNow, Revise, Rollout, Said, TakeBack, Tell
 from gpulockd.daemon.canary import Canary
 from gpulockd.daemon.rollout_view import is_at_rest, read
 from gpulockd.errors import ConfigConflict, ConfigError, GpuLockError, StoreUnavailable
@@ -72,18 +72,15 @@ class Driving:
         pool: str,
         store: Callable[[], Store],
         configuring: Carries,
-        limits: Callable[[], RolloutLimits],
         canary: Canary,
         abort: Callable[[str], Awaitable[None]],
     ) -> None:
         """:param store: a connection that looks at no pool's epoch
-        :param limits: the settings in force
         :param abort: ends the rollout for a reason
         """
         self._pool = pool
         self._store = store
         self._configuring = configuring
-        self._limits = limits
         self._canary = canary
         self._abort = abort
         self._carried: Candidate | None = None
@@ -159,7 +156,7 @@ class Driving:
         if rollout.phase in IN_FORCE:
             rollout = await self._canary.counted(rollout)
         facts = await self._canary.facts(rollout, row, state)
-        rollout, todo = step(rollout, facts, self._limits())
+        rollout, todo = step(rollout, facts)
         written = await self._write(row, rollout)
         if written is None:
             return read(await revisions.read_rollout(self._ask))

@@ -34,8 +34,8 @@ class Guard:
 
     on_change: Callable[[], None] | None = None
     kept: Kept | None = None
-    doubtful = False
-    """Whether the record of before could not be read whole."""
+    doubtful = is_first = False
+    """Whether the record of before could not be read whole, or is not there; and whether there never was one."""
 
     def __init__(self, fence: Fence, journal: Journal, runs: Runs, watch: Watch) -> None:
         """:param watch: tells deaths to `died`; `runs` follows the processes of each lease"""

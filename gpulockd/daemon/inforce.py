@@ -5,6 +5,7 @@ Nothing here waits or asks anybody: it is checked whole, then taken up in one st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from gpulockd.daemon.configkept import KeptFile
 from gpulockd.daemon.configuration import Layers, Origin
 from gpulockd.daemon.current import Current
 from gpulockd.errors import ConfigError
-from gpulockd.settings import Settings, needs_restart, nested, settings_from
+from gpulockd.settings import Settings, Tree, needs_restart, nested, settings_from, value_at
 
 _log = structlog.get_logger(__name__)
 
@@ -26,6 +27,12 @@ PUBLISHED = ("gpu_lock", "tasks")
 
 PUBLISHED_IN_FORCE = ("session", "gpu_lock_monitor", "settle")
 """Blocks of which the daemon's word counts."""
+
+
+def for_clients(live: Tree) -> Tree:
+    """Return the part of a live document that clients read. All else may hold secrets, and anybody who may take a
+    lock can read what is published."""
+    return {name: live[name] for name in PUBLISHED if name in live}
 
 
 class InForce:
@@ -101,21 +108,31 @@ class InForce:
             self.candidate = before
             raise
 
-    def origins(self) -> dict[str, Origin]:
-        """Where each value comes from."""
-        return self.layers.origins(self.here)
+    def origins(self, said_in: Callable[[str], int] | None = None) -> dict[str, Origin]:
+        """Where each value comes from.
+
+        :param said_in: the number of the revision that has set a leaf live
+        """
+        candidate, live = self._whole, live_for(self.live, self.pool)
+
+        def called(path: str) -> str:
+            if candidate is not None and value_at(live, path) != value_at(self.here, path):
+                return f"rollout {candidate.rollout}"
+            return f"revision {self.current.revision if said_in is None else said_in(path)}"
+
+        return self.layers.origins(self.here, called=called)
 
     def published(self, revision: int) -> dict[str, Any]:
         """Return what the pool tells its clients: defaults, file and environment of this host, and what is live."""
         base, now = self.layers.settings(), self.current.settings
         said: dict[str, Any] = {name: msgspec.to_builtins(getattr(base, name)) for name in PUBLISHED}
         said |= {name: msgspec.to_builtins(getattr(now, name)) for name in PUBLISHED_IN_FORCE}
-        said |= {"live": live_for(self.live, self.pool), "revision": revision}
+        said |= {"live": for_clients(live_for(self.live, self.pool)), "revision": revision}
         said["require_guard"] = now.gpus.require_guard
         candidate = self.candidate
         if candidate is not None:
             said["candidate"] = {
-                "live": live_for(candidate.live, self.pool),
+                "live": for_clients(live_for(candidate.live, self.pool)),
                 "revision": candidate.revision,
                 "rollout": candidate.rollout,
                 "below": candidate.below,

@@ -22,6 +22,7 @@ from gpulockd.client.whoami import machine
 from gpulockd.daemon import neighbours
 from gpulockd.daemon.saying import PoolDefaults
 from gpulockd.daemon.standing import (
+    Doubt,
     Guarding,
     OfferingSession,
     assert_all,
@@ -84,10 +85,10 @@ class Offering:
         self._said = PoolDefaults(
             defaults_of(settings) | {"require_guard": settings.gpus.require_guard} | self._guarding
         )
+        self._doubt = Doubt(guard)
         self._vouched_run_id: str | None = None
         self._fresh = False
-        self._offered_as = ("", "")
-        self._epoch = ""
+        self._offered_as, self._epoch = ("", ""), ""
         self._changed = anyio.Event()
         self._loop = asyncio.get_running_loop()
         self.on_offered: Callable[[], None] | None = None
@@ -171,6 +172,7 @@ class Offering:
         _log.info(
             "offer.stands", gpus=len(gpus), how=answer.how, frozen_ms=answer.frozen_ms, message=self.cards.describe()
         )
+        await self.store.enlist_pool(self.session.pool)  # a store that has lost its data has lost the list, too
         if self.cards.source == "nvml":
             await self.store.enlist_host(self.session.process.boot_id, self.session.pool)
 
@@ -186,8 +188,7 @@ class Offering:
             self.vouch(None, fresh=False)
         answer = await self._offered(gpus, knows_all=False)
         for _ in range(KNOWN_TRIES):
-            known = answer.how == "known_by_guard" or guard is None or not guard.knows_all()
-            if answer.frozen_ms == 0 or known or guard is None:
+            if guard is None or answer.frozen_ms == 0 or answer.how == "known_by_guard" or not self._doubt.is_over():
                 break
             await assert_all(guard, self.session, self.store)
             answer = await self._offered(gpus, knows_all=True)
@@ -215,6 +216,7 @@ class Offering:
             )
             answer = await self._said.offer(session, self.store, call)
             if isinstance(answer, a.Offered):
+                self._doubt.heard(answer)
                 return answer
             if isinstance(answer, a.Elsewhere):
                 raise elsewhere(session.pool, answer)
@@ -252,8 +254,8 @@ class Offering:
         """Offer again whenever the offer may be lost, until cancelled."""
         task_status.started()
         while True:
-            if self._stands():
-                await self._changed.wait()
+            if self._stands() and await self._doubt.outlast(self._changed):
+                self._offered_as = ("", "")
             self._changed = anyio.Event()
             if not self._stands():
                 await self._offer_until_it_stands()

@@ -45,6 +45,7 @@ def open_guard(state: str, pool: str, kept: Kept) -> Iterator[Guard]:
         guard = Guard(fence, journal, runs, watch)
         # A fresh record has never been compared with the ledger: somebody may be in without it.
         guard.doubtful = found != "complete"
+        guard.is_first = found == "fresh"
         for process in guard.processes_inside():
             pidfd = kept.claim(process)
             if pidfd is not None:

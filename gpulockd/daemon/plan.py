@@ -10,9 +10,9 @@ from gpulockd.daemon import configuration, folders
 from gpulockd.daemon.configuration import Layers
 from gpulockd.daemon.credentials import REDIS_URL, credential
 from gpulockd.daemon.folders import Folders
-from gpulockd.ledger.address import check_url
+from gpulockd.ledger.address import check_url, without_secret
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.settings import Settings
+from gpulockd.settings import Settings, Tree, checked, nested
 
 DEFAULT_POOL = "default"
 EMBEDDED = "embedded"
@@ -37,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What this daemon is to be: the command line over the configuration. `url` None: the embedded store.
 
-    `layers` is what file and environment said at the start, without the command line.
+    `layers` is what the file, the environment and the command line said at the start.
     """
 
     settings: Settings
@@ -49,17 +49,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stop_store: bool
 
 
+def name_of(url: str | None) -> str:
+    """Return how a store is called where its copies are kept: its address without what is secret."""
+    return EMBEDDED if url is None else without_secret(url).partition("?")[0]
+
+
 def plan_of(options: Options) -> Plan:
     """Return the plan.
 
     :raises ConfigError: if the configuration or a flag cannot be used
     """
-    loaded = configuration.load(options.config)
+    loaded = configuration.load(options.config, command=said_by(options))
     settings = loaded.settings
-    if options.simulate is not None:
-        settings = msgspec.structs.replace(
-            settings, gpus=msgspec.structs.replace(settings.gpus, simulate=options.simulate)
-        )
     pool = options.pool or settings.pool or os.environ.get("GPULOCKD_POOL") or DEFAULT_POOL
     PoolKeys(pool)  # refuses what cannot be a name, before anything is made of it
     url = options.redis or credential(REDIS_URL) or settings.redis.url
@@ -72,3 +73,17 @@ def plan_of(options: Options) -> Plan:
         url=None if url in (None, EMBEDDED) else check_url(url),
         stop_store=options.stop_store,
     )
+
+
+def said_by(options: Options) -> Tree:
+    """Return what the command line says of settings, as a layer of the configuration.
+
+    :raises ConfigError: for what no setting takes
+    """
+    said = {
+        "pool": options.pool or None,
+        "redis.url": options.redis or None,
+        "web.listen": options.listen or None,
+        "gpus.simulate": options.simulate,
+    }
+    return checked(nested({path: value for path, value in said.items() if value is not None}))

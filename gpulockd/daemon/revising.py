@@ -6,7 +6,17 @@ from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 
-from gpulockd.config.change import previous_stable, restored
+from gpulockd.config.change import (
+    OF_ATTEMPTS,
+    STAYS,
+    block_of,
+    live_diff,
+    needs_trial,
+    previous_stable,
+    restored,
+    sparing,
+    spoken,
+)
 from gpulockd.config.live import ALL, Live, Tree
 from gpulockd.config.results import Changed
 from gpulockd.daemon.inforce import InForce
@@ -48,6 +58,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     before: Revision
     after: Revision
     target: Revision | None = None
+    left_alone: tuple[str, ...] = ()
+    """Blocks that were otherwise in the one restored, and stay as they are."""
 
     @property
     def is_one(self) -> bool:
@@ -101,7 +113,7 @@ class Revising:
             result, passed = await self._weighed(wish, current, now)
             if result.live == now or wish.dry_run:
                 return result
-            needs = self._in_force.current.settings.config.require_validation
+            needs = self._in_force.current.settings.config.require_validation and needs_trial(now, result.live)
             if needs and not (passed or wish.unvalidated):
                 raise Unvalidated
             made = await self._revise(current, deed, result, "" if wish.scope == ALL else wish.scope, passed)
@@ -145,6 +157,7 @@ class Revising:
             pool=pool,
             validated=validated,
             of=of,
+            said=spoken(result.diff),
         )
         return made if isinstance(made, Revision) else None
 
@@ -153,9 +166,11 @@ class Revising:
         pools = sorted(bases, key=lambda pool: (pool != own, pool))
         return what_differs((before, number), (after, number), bases, pools)
 
-    async def go_back(self, to: int | None, deed: Deed) -> Step:
+    async def go_back(self, to: int | None, deed: Deed, *, whole: bool = False) -> Step:
         """Bring a revision's values back in force. `to` None: the last stable one's (`previous_stable`).
 
+        :param whole: also those of the blocks that a rollback leaves alone (`STAYS`; an automatic one: all but
+            `OF_ATTEMPTS`)
         :raises UnknownRevision: if `to` is not kept
         :raises ConfigConflict: if another revision came first
         """
@@ -170,14 +185,22 @@ class Revising:
                 return Step(before=current, after=current)
             target = await revision_of(self._ask, number)
             bases = await bases_of(self._ask, sorted(await self._pools()))
-            live = restored(target.live, number, bases, current.number)
-            diff = self._diff(self._uptake.shown.live, live, bases, current.number)
+            now, then = self._uptake.shown.live, restored(target.live, number, bases, current.number)
+            live = then if whole else sparing(now, then, _stays_in(deed))
+            alone = tuple(sorted({block_of(change.path) for change in live_diff(live, then)}))
+            diff = self._diff(now, live, bases, current.number)
             if not diff:
-                return Step(before=current, after=current, target=target)
+                return Step(before=current, after=current, target=target, left_alone=alone)
             made = await self._revise(current, deed, Changed(revision=current, diff=diff, live=live), of=number)
             if made is not None:
                 outcome = f"undone by revision {made.number}" + (f": {deed.reason}" if deed.reason else "")
                 await revisions.mark(self._ask, current.number, outcome=outcome, author=deed.author)
                 await self._uptake.look()
-                return Step(before=current, after=made, target=target)
+                return Step(before=current, after=made, target=target, left_alone=alone)
         raise ConfigConflict(current=current.number if current is not None else None)
+
+
+def _stays_in(deed: Deed) -> Callable[[str], bool]:
+    if deed.origin == "auto_rollback":
+        return lambda block: block not in OF_ATTEMPTS
+    return lambda block: block in STAYS

@@ -6,18 +6,21 @@ Its law: a word is written into the state in the store, or refused with the reas
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
 
+from gpulockd.config.change import refuse_own_judges
 from gpulockd.config.results import Changed
-from gpulockd.config.rollout import begin, commanded
-from gpulockd.config.staged import Facts, NotNow, Rollout, RolloutLimits, Stage, Unit
+from gpulockd.config.rollout import begin, commanded, given_up
+from gpulockd.config.staged import Agreed, Facts, NotNow, Rollout, RolloutLimits, Stage, Unit
 from gpulockd.daemon.canary import Canary
 from gpulockd.daemon.rollout_view import read, view
 from gpulockd.errors import ConfigError, StoreUnavailable, Unvalidated
 from gpulockd.ledger import revisions
-from gpulockd.ledger.revisions import RolloutConflict, State
+from gpulockd.ledger.revisions import RolloutConflict, RolloutRow, State
 from gpulockd.ledger.store import Store
 
 Tree = dict[str, Any]
@@ -91,7 +94,7 @@ class Rollouts:
         """
         row = await revisions.read_rollout(self._ask)
         rollout = read(row)
-        return None if rollout is None else view(rollout, row, self._block())
+        return None if rollout is None else view(rollout, row)
 
     async def start(
         self,
@@ -120,8 +123,11 @@ class Rollouts:
         state = await revisions.read(self._ask)
         validated = await self._fit_to_begin(tree, unset, state, author, reason, unvalidated)
         unit, alive = await self._canary.unit()
-        chosen = stages if stages is not None else self._block().stages
+        block = self._block()
+        chosen = stages if stages is not None else block.stages
         new = _new(tree, unset, chosen, author, reason, unit, self._pool, validated, state)
+        spells = before.spells if before is not None else ()
+        new = msgspec.structs.replace(new, spells=spells, limits=Agreed.of(block))
         facts = Facts(elapsed_ms=row.elapsed_ms, wall_ms=row.wall_ms, living=alive, revision=new.base)
         if unit == "sessions":
             facts = await self._canary.facts(new, row, state)
@@ -133,7 +139,7 @@ class Rollouts:
         if isinstance(written, RolloutConflict):
             raise NotNow("another rollout has begun in the same moment: look at it with `gpulockd config rollout`")
         self._tell()
-        return view(rollout, written, self._block())
+        return view(rollout, written)
 
     async def _fit_to_begin(
         self, tree: Tree, unset: Collection[str], state: State, author: str, reason: str, unvalidated: bool
@@ -142,6 +148,7 @@ class Rollouts:
         dry = await self._configuring.change(
             tree, unset=unset, author=author, reason=reason, origin="rollout", dry_run=True, unvalidated=True
         )
+        refuse_own_judges(state.live, dry.live)
         if not dry.diff:
             raise ConfigError("the candidate changes nothing: every host goes by it already")
         if not dry.validated and not unvalidated:
@@ -179,20 +186,37 @@ class Rollouts:
         :raises NotNow: if the rollout's phase knows no such move, or there is none
         :raises StoreUnavailable: if the store is away
         """
+        after, written = await self._say(partial(_commanded, name, author, reason))
+        return view(after, written)
+
+    async def given_up(self, *, author: str, reason: str) -> None:
+        """Go back because somebody has rolled the configuration back; nothing if no rollout is under way.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        with suppress(NotNow):
+            await self._say(lambda rollout, facts: given_up(rollout, facts, author=author, reason=reason))
+
+    async def _say(self, move: Callable[[Rollout, Facts], Rollout]) -> tuple[Rollout, RolloutRow]:
         for _ in range(TRIES):
             row = await revisions.read_rollout(self._ask)
             rollout = read(row)
             if rollout is None:
                 raise NotNow("there is no rollout: begin one with `gpulockd config apply --canary`")
             facts = await self._canary.facts(rollout, row, await revisions.read(self._ask))
-            rollout = await self._canary.counted(rollout)
-            after = commanded(rollout, name, facts, self._block(), author=author, reason=reason)
+            after = move(await self._canary.counted(rollout), facts)
+            if after.over and after.phase == rollout.phase:
+                return after, row
             state = msgspec.to_builtins(after)
             written = await revisions.write_rollout(self._ask, expected=row.version, state=state)
             if not isinstance(written, RolloutConflict):
                 self._tell()
-                return view(after, written, self._block())
+                return after, written
         raise StoreUnavailable("the rollout changes all the time; try again")
+
+
+def _commanded(name: Command, author: str, reason: str, rollout: Rollout, facts: Facts) -> Rollout:
+    return commanded(rollout, name, facts, author=author, reason=reason)
 
 
 def _new(

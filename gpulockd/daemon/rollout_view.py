@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gpulockd.config.gates import Limits, tripped
+from gpulockd.config.gates import tripped
 from gpulockd.config.staged import Rollout
 from gpulockd.errors import GpuLockError
 from gpulockd.ledger.revisions import RolloutRow
@@ -30,9 +30,9 @@ def is_at_rest(rollout: Rollout | None) -> bool:
     return rollout is None or (rollout.over and not rollout.untold)
 
 
-def view(rollout: Rollout, row: RolloutRow, limits: Limits) -> dict[str, Any]:
+def view(rollout: Rollout, row: RolloutRow) -> dict[str, Any]:
     """Return the rollout, ready for JSON; shares and rates of 1, times in seconds."""
-    counted, trip = rollout.counted, tripped(rollout.counted, limits)
+    counted, trip = rollout.counted, tripped(rollout.counted, rollout.limits)
     return {
         "id": rollout.id,
         "phase": rollout.phase,

@@ -33,7 +33,7 @@ from gpulockd.daemon.levels import Rules, in_seconds, limits_of
 from gpulockd.daemon.localguard import LocalGuard
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.opening import open_guard
-from gpulockd.daemon.plan import Options, Plan, plan_of
+from gpulockd.daemon.plan import Options, Plan, name_of, plan_of
 from gpulockd.daemon.pulse import Pulses
 from gpulockd.daemon.services import Services
 from gpulockd.daemon.standing import open_session
@@ -89,7 +89,7 @@ async def _run(plan: Plan) -> None:
             partial(process.take_signals, stopping, starting, tasks.cancel_scope, reload=reload, ready=reload.ready)
         )
         token = credential(API_TOKEN) or token_of(plan.folders.state)
-        kept_config = KeptFile(plan.folders.state)
+        kept_config = KeptFile(plan.folders.state, name_of(plan.url))
         in_force = in_force_of(plan.pool, plan.settings, plan.layers, kept_config)
         async with _store(plan) as store:
             offered: Offering | None = None

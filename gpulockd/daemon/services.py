@@ -103,7 +103,7 @@ class Services:
         self.oversees = self._overseeing()
         self.alerts = self._alerts()
         self.configuring = self._configuring(in_force, kept)
-        self.trying = Trying(self.configuring, self._ask_any, self._pools)
+        self.trying = Trying(self.configuring, self._ask_any, self._pools, share_of)
         self.impacts = Impacts(self._ask_any, self.keys, lambda: current.settings)
         self.rollouts, self.driving = self._rollout()
         self.fleet_news = FleetNews(offered.session.url, deadline_s)
@@ -201,11 +201,11 @@ class Services:
             pool=pool,
             store=lambda: self._offered.store,
             configuring=configuring,
-            limits=lambda: current.settings.rollout,
             canary=canary,
             abort=abort,
         )
         rollouts.on_word = driving.hint
+        configuring.on_way_back = rollouts.given_up
         return rollouts, driving
 
     def _alerts(self) -> Alerts:

@@ -24,14 +24,20 @@ from gpulockd.settings import Settings
 
 REBOOT_RETRY_S = 0.5
 
+LOOK_S = 0.1
+"""How often a freeze that waits for the guard looks whether it knows all (in seconds)."""
+
 _log = structlog.get_logger(__name__)
 
 
 class Guarding(Protocol):
     """The guard, as the offer sees it."""
 
-    def knows_all(self) -> bool:
-        """Whether nobody can be on a gpu here without its knowledge."""
+    def knows_all(self, *, after_ttl: bool = False) -> bool:
+        """Whether nobody can be on a gpu here without its knowledge; `after_ttl`: nobody was answered for a ttl."""
+
+    def began_alone(self) -> None:
+        """The pool was never used before it."""
 
     def doubt(self) -> None:
         """Somebody may have begun without it."""
@@ -129,6 +135,48 @@ async def open_after_reboot(line: Line) -> None:
                 said = True
                 _log.info("offer.waits", message="waiting for the end of this host's offer of an earlier boot")
             await anyio.sleep(REBOOT_RETRY_S)
+
+
+class Doubt:
+    """A freeze that waits for the guard to know all who are in: the ledger has lost its data, and the guard is not
+    sure of its own. It may become sure at any time, and the offer must then be made again."""
+
+    def __init__(self, guard: Guarding | None) -> None:
+        self._guard = guard
+        self._ttl_s = 0.0
+        self._epoch = ""
+        self._began_at = 0.0
+        self._over_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Doubt {'none' if self._over_at is None else self._epoch}>"
+
+    def heard(self, answer: a.Offered) -> None:
+        """Take what an offer was answered."""
+        now, clock = anyio.current_time(), answer.clock
+        if self._guard is not None and not self._epoch and answer.how == "never_used":
+            self._guard.began_alone()
+        if clock.epoch != self._epoch:
+            self._epoch, self._began_at = clock.epoch, now
+        self._ttl_s = max(self._ttl_s, clock.ttl_ms / 1000)
+        waits = answer.frozen_ms > 0 and answer.how not in ("never_used", "known_by_guard")
+        self._over_at = now + answer.frozen_ms / 1000 if waits else None
+
+    def is_over(self) -> bool:
+        """Whether the guard knows all who are in now."""
+        # In this epoch everybody who talks to the store has said what it has; who does not believes for a ttl.
+        after_ttl = bool(self._epoch) and anyio.current_time() >= self._began_at + self._ttl_s
+        return self._guard is not None and self._guard.knows_all(after_ttl=after_ttl)
+
+    async def outlast(self, changed: anyio.Event) -> bool:
+        """Wait until something has changed, or until the guard knows all (True) that a freeze waits for."""
+        while self._over_at is not None and anyio.current_time() < self._over_at and not changed.is_set():
+            if self.is_over():
+                return True
+            with anyio.move_on_after(LOOK_S):
+                await changed.wait()
+        await changed.wait()
+        return False
 
 
 async def lacks(guard: Guarding, own: Session, store: Store) -> bool:

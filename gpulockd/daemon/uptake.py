@@ -15,15 +15,15 @@ import msgspec
 import structlog
 
 from gpulockd.config.change import base_as_of, lasting, spoken
-from gpulockd.config.live import Tree, unpinned
+from gpulockd.config.live import Tree, live_for, unpinned
 from gpulockd.config.results import Shown
-from gpulockd.daemon.configkept import MOST_REVISIONS, ConfigKept, KeptFile
+from gpulockd.daemon.configkept import MOST_AUDITED, MOST_REVISIONS, ConfigKept, KeptFile
 from gpulockd.daemon.inforce import InForce
 from gpulockd.daemon.poolviews import what_differs
 from gpulockd.errors import ConfigConflict, ConfigError
 from gpulockd.ledger import revisions
-from gpulockd.ledger.revisions import Ask, Conflict, Revision, State
-from gpulockd.settings import flat
+from gpulockd.ledger.revisions import Ask, AuditLine, Revision, State
+from gpulockd.settings import flat, value_at
 
 MOST_TRIES = 5
 """How often a change is made anew because another one came first."""
@@ -56,34 +56,44 @@ class Uptake:
         self._kept = kept
         self._author = author
         self._reason = "read at the start"
-        self._base_due = True
         self._published: Tree | None = None
         if kept.value is not None:
             in_force.live = kept.value.live
 
     def file_changed(self, reason: str) -> None:
         """The layers of this host are others than before: the next look brings them to the store."""
-        self._reason, self._base_due = reason, True
+        self._reason = reason
 
     def publish_anew(self) -> None:
         """What was published may be lost."""
         self._published = None
+
+    def said_in(self, path: str) -> int:
+        """Return the revision that has set a leaf live as it is now, as far as the kept ones reach back."""
+        found = self._in_force.current.revision
+        if self._kept.value is None:
+            return found
+        pool = self._in_force.pool
+        now = value_at(live_for(self._kept.value.live, pool), path)
+        for revision in self._kept.value.revisions:
+            if value_at(live_for(revision.live, pool), path) != now:
+                break
+            found = revision.number
+        return found
 
     async def look(self) -> State:
         """Compare and take up. Returns what the store says.
 
         :raises StoreUnavailable: if the store does not answer
         """
-        state = await self._with_history(await revisions.read(self._ask))
-        if self._base_due:
-            state = await self._with_base(state)
+        state = await self._with_base(await self._with_history(await revisions.read(self._ask)))
         await self._take(state)
         return state
 
     async def _with_history(self, state: State) -> State:
         """See to it that there is a revision: the kept ones, or the first."""
         kept = self._kept.value
-        if kept is not None and kept.revisions and (state.current is None or state.current.number < kept.current):
+        if kept is not None and kept.revisions and await self._lacks(state, kept):
             restored = await revisions.restore(
                 self._ask,
                 revisions=kept.revisions,
@@ -92,18 +102,27 @@ class Uptake:
                 live=kept.live,
                 author=self._author,
                 pool=self._in_force.pool,
+                audits=kept.audits,
                 bases=kept.bases if kept.pool == self._in_force.pool else None,
             )
             if restored:
                 text = f"the store had lost the configuration; revision {kept.current} was brought back"
                 _log.warning("config.restored", revision=kept.current, message=text)
-            self._base_due = True
             state = await revisions.read(self._ask)
         if state.current is None:
             await revisions.first(self._ask, author=self._author)
-            self._base_due = True
             state = await revisions.read(self._ask)
         return state
+
+    async def _lacks(self, state: State, kept: ConfigKept) -> bool:
+        """Whether the store lacks something that is kept here."""
+        if state.current is None or state.current.number < kept.current:
+            return True
+        last = kept.audits[-1].id if kept.audits else ""
+        if last and not await revisions.audits(self._ask, count=1, before=_behind(last), down_to=last):
+            return True
+        mine = kept.bases if kept.pool == self._in_force.pool else {}
+        return bool(mine) and not await revisions.bases(self._ask, self._in_force.pool)
 
     async def _with_base(self, state: State) -> State:
         """Bring what file and environment say to the store: as a revision, if it differs from what they said."""
@@ -114,17 +133,17 @@ class Uptake:
                 return state
             base, stored = lasting(self._in_force.layers.base), await revisions.bases(self._ask, pool)
             before = base_as_of(stored, current.number)
-            if before is not None and before != base and await self._revise_file(state, current, before, base):
-                state = await revisions.read(self._ask)
-                continue
-            if before != base:
+            if before == base:
+                return state
+            if before is None:
                 await revisions.set_base(self._ask, pool, base)
-            self._base_due = False
-            return await revisions.read(self._ask) if before != base else state
+            else:
+                await self._revise_file(state, current, before, base)
+            state = await revisions.read(self._ask)
         raise ConfigConflict("the configuration changes faster than this host's file can be noted")
 
-    async def _revise_file(self, state: State, current: Revision, before: Tree, base: Tree) -> bool:
-        """Make a revision of a file's change. Returns whether another revision came first."""
+    async def _revise_file(self, state: State, current: Revision, before: Tree, base: Tree) -> None:
+        """Make a revision of a file's change, unless another one comes first."""
         pool = self._in_force.pool
         paths = {path for path in {*flat(before), *flat(base)} if flat(before).get(path) != flat(base).get(path)}
         live = unpinned(state.live, pool, paths)
@@ -134,19 +153,19 @@ class Uptake:
             # With its pins gone it would not fit: the pins stay.
             _log.error("config.pins_stay", message=wrong.message)
             live, diff = state.live, ()
-        if current.origin == "file" and current.pool == pool and current.diff == diff and current.live == live:
-            return False  # made by this daemon before it was killed
-        made = await revisions.revise(
+        of_env = bool(paths) and all(value_at(self._in_force.layers.env_tree, path) is not None for path in paths)
+        await revisions.revise(
             self._ask,
             expected=current.number,
-            author=self._author,
+            author="environment" if of_env else self._author,
             reason=self._reason,
-            origin="file",
+            origin="environment" if of_env else "file",
             live=live,
             diff=diff,
             pool=pool,
+            said=spoken(diff),
+            base=base,
         )
-        return isinstance(made, Conflict)
 
     async def _take(self, state: State) -> None:
         current = state.current
@@ -202,8 +221,24 @@ class Uptake:
                 revisions=tuple(latest),
                 pool=self._in_force.pool,
                 bases={number: bases[number] for number in numbers},
+                audits=kept.audits if kept is not None else (),
             )
-        await self._kept.keep(msgspec.structs.replace(kept, stable=state.stable, live=state.live))
+        audits = await self._audited(kept.audits)
+        await self._kept.keep(msgspec.structs.replace(kept, stable=state.stable, live=state.live, audits=audits))
+
+    async def _audited(self, known: tuple[AuditLine, ...]) -> tuple[AuditLine, ...]:
+        """Return the last lines of the audit; only those after the known ones are read, if the store has these."""
+        last = known[-1].id if known else ""
+        lines = await revisions.audits(self._ask, count=MOST_AUDITED, down_to=last)
+        if last and lines and lines[-1].id == last:
+            return (*known, *reversed(lines[:-1]))[-MOST_AUDITED:]
+        return tuple(reversed(await revisions.audits(self._ask, count=MOST_AUDITED) if last else lines))
+
+
+def _behind(id: str) -> str:
+    """The id right after that of a line of the audit."""
+    ms, _, nth = id.partition("-")
+    return f"{ms}-{int(nth) + 1}"
 
 
 def _id_of(kept: ConfigKept) -> str:

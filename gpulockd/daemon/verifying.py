@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import structlog
 
-from gpulockd.config.status import Facts, Status, gpus_not_well, overall_status
+from gpulockd.config.status import Facts, Status, gpus_not_well, overall_status, why_critical
 from gpulockd.daemon.current import Current
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
@@ -48,8 +48,13 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_well(self) -> bool:
-        """Whether everything is."""
-        return not self.trouble
+        """Whether everything is, and the word for it is not "critical"."""
+        return not self.trouble and self.overall_status != "critical"
+
+    @property
+    def works(self) -> bool:
+        """Whether the configuration is in force and a grant flows, however the last attempts ended."""
+        return not any(isinstance(said, str) for name, said in self.checks.items() if name != "status")
 
 
 class Verify(Protocol):
@@ -92,7 +97,9 @@ class Verifying:
         more = f"{facts.recent_timeout_rate:.1%} of the last attempts timed out, {before:.1%} before"
         checks["timeouts"] = facts.recent_timeout_rate <= limit or more
         checks["timeout_rate"] = round(facts.recent_timeout_rate, 4)
-        return Verified(checks=checks, overall_status=overall_status(facts))
+        status = overall_status(facts)
+        checks["status"] = status != "critical" or why_critical(facts)
+        return Verified(checks=checks, overall_status=status)
 
     async def _until_well(self, look: Callable[[], Awaitable[str]]) -> Check:
         said = "no answer in time"

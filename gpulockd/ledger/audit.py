@@ -34,14 +34,15 @@ async def audit(
     await ask(call("audit", note, number, read=lambda _: None))
 
 
-async def audits(ask: Ask, *, count: int = 100, before: str = "") -> list[AuditLine]:
+async def audits(ask: Ask, *, count: int = 100, before: str = "", down_to: str = "") -> list[AuditLine]:
     """A page of the audit, latest first.
 
     :param count: 1 to 1000
     :param before: the id of a line; "" for the latest
+    :param down_to: the id of the line with which it ends, if that is there
     :raises StoreUnavailable: if no answer came
     """
-    found: list[AuditLine] = await ask(call("audits", before, str(count), read=_lines))
+    found: list[AuditLine] = await ask(call("audits", before, str(count), down_to, read=_lines))
     return found
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import msgspec
 
 from gpulockd.ledger.audit import AuditLine
 from gpulockd.ledger.fleet import Ask, Reply, call, encode, line, words
@@ -30,10 +27,11 @@ async def restore(
     """Bring back what a daemon has kept to a store that has lost it. Returns whether it was taken.
 
     It only adds to the same history: the store has no revision, only the first one, or one from which the kept ones go
-    on. So it may be tried at any time, by any daemon; a store that went another way stays as it is.
+    on. So it may be tried at any time, by any daemon; a store that went another way stays as it is. Bases of the pool
+    and lines of the audit that the same history lacks are added even if its revisions stand.
 
     :param revisions: those kept, the current one and the stable one among them
-    :param audits: the last lines of the audit, oldest first, for a store that has none
+    :param audits: the last lines of the audit, oldest first
     :param bases: of the daemon's own `pool`
     :raises UnknownRevision: if the current one is not among `revisions`
     :raises StoreUnavailable: if no answer came
@@ -46,8 +44,7 @@ async def restore(
     note = line(author=author, origin="restore", what="restored", text=f"revision {current} from a daemon's own copy")
     args: list[str] = [str(current), newest.id, "" if stable not in by_number else str(stable), encode(live), note]
     args += ["", "", "0"] if rollout is None else _rollout_words(rollout)
-    lines = [encode(_without_id(row)) for row in audits]
-    args += [str(len(lines)), *lines]
+    args += [str(len(audits)), *(word for row in audits for word in (row.id, _line(row)))]
     kept_bases = list((bases or {}).items()) if pool else []
     args += [str(len(kept_bases)), *(word for number, tree in kept_bases for word in (str(number), encode(tree)))]
     args += [word for revision in revisions for word in written(revision)]
@@ -59,8 +56,11 @@ def _rollout_words(row: RolloutRow) -> list[str]:
     return [str(row.version), "" if row.state is None else encode(row.state), str(row.elapsed_ms)]
 
 
-def _without_id(row: AuditLine) -> dict[str, Any]:
-    return {name: value for name, value in msgspec.to_builtins(row).items() if name != "id" and value is not None}
+def _line(row: AuditLine) -> str:
+    """A line as `fleet.note` has written it, to the letter."""
+    about = {} if row.revision is None else {"revision": row.revision}
+    said = {"author": row.author, "origin": row.origin, "what": row.what, "text": row.text}
+    return encode({"at_ms": row.at_ms, **about, **said})
 
 
 def _restored(reply: Reply) -> bool:

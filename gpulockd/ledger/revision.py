@@ -10,7 +10,7 @@ from gpulockd.errors import GpuLockError
 from gpulockd.ledger.fleet import encode
 
 Tree = dict[str, Any]
-Origin = Literal["first", "file", "api", "cli", "rollback", "auto_rollback", "rollout", "page"]
+Origin = Literal["first", "file", "environment", "api", "cli", "rollback", "auto_rollback", "rollout", "page"]
 
 MOST_REVISIONS = 1000
 """How many revisions are kept; the stable one besides."""

@@ -85,11 +85,15 @@ async def revise(
     validated: str = "",
     of: int | None = None,
     id: str | None = None,
+    said: str = "",
+    base: Tree | None = None,
 ) -> Revision | Conflict:
     """Make `live` the document in force, as the next revision.
 
     :param expected: the revision from which the change was made; None: there was none
     :param id: of this change: asking again with the same one, after a lost answer, makes no second revision
+    :param said: what it changes, in words for the audit
+    :param base: what file and environment of `pool` say from this revision on
     :raises StoreUnavailable: if no answer came; the revision may have been made
     """
     id = id or uuid4().hex
@@ -104,9 +108,11 @@ async def revise(
         "of": of,
     }
     what = "began" if expected is None else "rolled back" if of is not None else "revised"
-    note = line(author=author, origin=origin, what=what, text=reason)
+    note = line(author=author, origin=origin, what=what, text=": ".join(part for part in (reason, said) if part))
     known = "" if expected is None else str(expected)
-    made: Revision | Conflict = await ask(call("revise", known, id, encode(live), encode(body), note, read=_revised))
+    words = (known, id, encode(live), encode(body), note, "" if base is None else encode(base))
+    keys = FleetKeys() if base is None else FleetKeys(pool)
+    made: Revision | Conflict = await ask(call("revise", *words, read=_revised, keys=keys))
     return made
 
 

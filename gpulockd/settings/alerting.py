@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from gpulockd.errors import ConfigError
 from gpulockd.settings.kinds import Count, Line, Seconds, SecondsOrZero, UpToADay, Whole
 
 AlertLevel = Literal["warning", "critical"]
+WEB_PORTS = {"http": 80, "https": 443}
+"""The kinds of address that a webhook may have, and the port of each."""
+
+NOT_SHOWN = "***"
+"""What may stand for an address that is kept as it was."""
+
 Port = Annotated[int, Whole(1, 65_535)]
 
 
@@ -127,3 +136,35 @@ class NotifyBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     webhooks: dict[str, WebhookBlock] = msgspec.field(default_factory=dict)
     emails: dict[str, EmailBlock] = msgspec.field(default_factory=dict)
     apprise: dict[str, AppriseBlock] = msgspec.field(default_factory=dict)
+
+
+def web_address(url: str) -> SplitResult | None:
+    """Return the parts of a webhook's address; None if that is none."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return None
+    try:
+        parts = urlsplit(url)
+        return parts if parts.scheme in WEB_PORTS and parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
+def check_addresses(tree: dict[str, Any]) -> None:
+    """Refuse addresses of channels that could never be told. A daemon does not look at them when it starts: one wrong
+    channel is no reason to guard no GPUs.
+
+    :param tree: settings as plain values, checked; it may be a part of them
+    :raises ConfigError: naming the first address that is none
+    """
+    for path, text in _addresses(tree.get("notify") or {}):
+        raise ConfigError(f"{path}: {text}", path=path, involved=(path,))
+
+
+def _addresses(notify: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, block in (notify.get("webhooks") or {}).items():
+        url = block.get("url")
+        if url and url != NOT_SHOWN and web_address(url) is None:
+            yield f"notify.webhooks.{name}.url", "it is no address of a receiver; write it whole, as https://host/path"
+    for name, block in (notify.get("apprise") or {}).items():
+        if any("://" not in url for url in block.get("urls") or () if url != NOT_SHOWN):
+            yield f"notify.apprise.{name}.urls", "one of them is no address; write it whole, as 'kind://…'"

@@ -5,6 +5,7 @@ Every front door of the configuration leads here: the file, the environment, the
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -14,7 +15,7 @@ from gpulockd.settings.kinds import bare
 from gpulockd.settings.names import meant
 from gpulockd.settings.paths import fields_of, is_block, named_block
 from gpulockd.settings.trees import Tree
-from gpulockd.settings.values import one_line, scalar, shown, wrong
+from gpulockd.settings.values import is_secret_place, one_line, scalar, shown, wrong
 from gpulockd.settings.whole import Settings
 
 MOST_NAMES = 1_000
@@ -22,6 +23,8 @@ MOST_NAMES = 1_000
 
 MOST_ITEMS = 200
 """How long a list may be."""
+
+_PLAIN_NAME = re.compile(r"[a-z_]{1,40}")
 
 
 def checked(tree: Tree) -> Tree:
@@ -58,7 +61,7 @@ def _block(value: Any, block: Any, path: str) -> Tree:
         return {short: checked_value(value, fields[short], path)}
     if not isinstance(value, dict):
         example = next(iter(fields))
-        raise wrong(path, f"{shown(value)} is not a block; write settings under it, such as '{example}:'")
+        raise wrong(path, f"{shown(value, path)} is not a block; write settings under it, such as '{example}:'")
     whole = {}
     for name, inner in value.items():
         here = _joined(path, name)
@@ -78,12 +81,16 @@ def unknown(path: str, name: str, known: dict[str, Any]) -> ConfigError:
     """The error of a name that no setting has, with the one that was meant."""
     near = meant(name, known)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
-    return ConfigError(f"unknown key {shown(path)}; {hint}", path=path, involved=(path,))
+    above = path.rpartition(f".{name}"[:201])[0]
+    # What is written without the space behind its colon is all name: {secret:abc}.
+    hides = is_secret_place(above) and not _PLAIN_NAME.fullmatch(name)
+    called = f"under {above!r} that is not shown here" if hides else shown(path)
+    return ConfigError(f"unknown key {called}; {hint}", path=above if hides else path, involved=(path,))
 
 
 def _names(value: Any, block: Any, path: str) -> Tree:
     if not isinstance(value, dict):
-        raise wrong(path, f"{shown(value)} is not a block; write a name under it, and the settings under that")
+        raise wrong(path, f"{shown(value, path)} is not a block; write a name under it, and the settings under that")
     if len(value) > MOST_NAMES:
         raise wrong(path, f"{len(value)} names are too many; {MOST_NAMES} are the most")
     whole = {}
@@ -99,7 +106,7 @@ def _names(value: Any, block: Any, path: str) -> Tree:
 
 def _list(value: Any, kinds: tuple[Any, ...], path: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise wrong(path, f"{shown(value)} is not a list; write it in [ ]")
+        raise wrong(path, f"{shown(value, path)} is not a list; write it in [ ]")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         if len(value) > MOST_ITEMS:
             raise wrong(path, f"{len(value)} entries are too many; {MOST_ITEMS} are the most")
@@ -124,7 +131,7 @@ def _complete(value: Any, kind: Any, path: str) -> Any:
 
 def _texts(value: Any, kind: Any, path: str) -> Tree:
     if not isinstance(value, dict):
-        raise wrong(path, f"{shown(value)} is not a block of names and values")
+        raise wrong(path, f"{shown(value, path)} is not a block of names and values")
     if len(value) > MOST_ITEMS:
         raise wrong(path, f"{len(value)} entries are too many; {MOST_ITEMS} are the most")
     whole = {}

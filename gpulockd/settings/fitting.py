@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -42,6 +43,7 @@ def fitted(tree: Tree) -> Settings:
 def _troubles(settings: Settings) -> Iterator[ConfigError]:
     yield from _session(settings.session)
     yield from _gpu_lock(settings.gpu_lock)
+    yield from _lock_timeouts(settings)
     yield from _monitor(settings.gpu_lock_monitor)
     levels = settings.gpu_lock_monitor.timeout_levels
     for name, task in settings.tasks.items():
@@ -90,6 +92,20 @@ def _gpu_lock(block: GpuLockBlock) -> Iterator[ConfigError]:
         yield _longer(
             "gpu_lock.poll_interval", block.poll_interval, "gpu_lock.max_poll_interval", block.max_poll_interval
         )
+
+
+def _lock_timeouts(settings: Settings) -> Iterator[ConfigError]:
+    """A holder gives a sign of life every keepalive, and may be late: it must not lose its gpu for that."""
+    said = {"gpu_lock.lock_timeout": settings.gpu_lock.lock_timeout}
+    said |= {f"tasks.{name}.lock_timeout": task.lock_timeout or math.inf for name, task in settings.tasks.items()}
+    said |= {f"profiles.{name}.lock_timeout": one.lock_timeout or math.inf for name, one in settings.profiles.items()}
+    for path, value_s in said.items():
+        if value_s < settings.session.ttl:
+            text = (
+                f"{value_s:g} s is shorter than the {settings.session.ttl:g} s of session.ttl, so a healthy program "
+                f"could lose its gpu; set at least {settings.session.ttl:g} s"
+            )
+            yield wrong(path, text, "session.ttl")
 
 
 def _profile(here: str, profile: ProfileBlock) -> Iterator[ConfigError]:

@@ -12,14 +12,27 @@ from gpulockd.units import format_duration, parse_duration_s
 
 _YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
+_EXAMPLES = "write seconds or '250ms', '5m', '1h30m'"
+
 
 def wrong(path: str, text: str, *involved: str) -> ConfigError:
     """The error of a setting. `involved`: other settings that it did not fit to."""
     return ConfigError(f"{path}: {text}" if path else text, path=path, involved=(path, *involved))
 
 
-def shown(value: Any) -> str:
-    """The value as a message may show it: short, whatever it is."""
+SECRET = ("notify", "redis")
+"""Blocks that hold secrets: a value that was put at a wrong place in them may be one."""
+
+
+def is_secret_place(path: str) -> bool:
+    """Whether what stands at a path may be a secret."""
+    return path.partition(".")[0] in SECRET
+
+
+def shown(value: Any, path: str = "") -> str:
+    """The value as a message may show it: short, whatever it is; of what stands at a path of `SECRET` only its kind."""
+    if is_secret_place(path) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return f"a {'text' if isinstance(value, str) else 'number'} that is not shown here"
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:57]}...")
     if isinstance(value, bool) or value is None:
@@ -55,7 +68,7 @@ def scalar(value: Any, kind: Any, path: str) -> Any:
 
 def _choice(value: Any, choices: tuple[str, ...], path: str) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise wrong(path, f"{shown(value)} is none of {', '.join(choices)}")
+        raise wrong(path, f"{shown(value, path)} is none of {', '.join(choices)}")
     return value
 
 
@@ -64,21 +77,23 @@ def _truth(value: Any, path: str) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in _YES_NO:
         return _YES_NO[value.strip().lower()]
-    raise wrong(path, f"{shown(value)} is neither true nor false")
+    raise wrong(path, f"{shown(value, path)} is neither true nor false")
 
 
 def _span(value: Any, span: Span, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise wrong(path, f"{shown(value)} is not a duration; write seconds or '250ms', '5m', '1h30m'")
+        raise wrong(path, f"{shown(value, path)} is not a duration; {_EXAMPLES}")
     try:
         seconds = parse_duration_s(value, path)
     except ConfigError as refused:
+        if is_secret_place(path):
+            raise wrong(path, f"{shown(value, path)} is not a duration; {_EXAMPLES}") from None
         raise wrong(path, refused.message.removeprefix(f"{path}: ")) from None
     if seconds < span.least_s and not (seconds == 0 and span.zero):
         raise wrong(path, f"{seconds:g} s is too short; the shortest is {span.least_s:g} s")
     if not seconds <= span.most_s:
         longest = f"{span.most_s / 86_400:g} d" if span.most_s >= 86_400 else format_duration(span.most_s)
-        raise wrong(path, f"{shown(value)} is too long; the longest is {longest}")
+        raise wrong(path, f"{shown(value, path)} is too long; the longest is {longest}")
     return seconds
 
 
@@ -93,18 +108,18 @@ def _number(value: Any, number: Number, path: str) -> float:
         except ValueError:
             found = None
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise wrong(path, f"{shown(value)} is not a number; {within}" + (", or '10%'" if number.share else ""))
+        raise wrong(path, f"{shown(value, path)} is not a number; {within}" + (", or '10%'" if number.share else ""))
     if not number.least <= found <= number.most:
-        raise wrong(path, f"{shown(value)} is out of range; {within}")
+        raise wrong(path, f"{shown(value, path)} is out of range; {within}")
     return float(found)
 
 
 def _whole(value: Any, whole: Whole, path: str) -> int:
     within = f"write a whole number from {whole.least} to {whole.most}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong(path, f"{shown(value)} is not a whole number; {within}")
+        raise wrong(path, f"{shown(value, path)} is not a whole number; {within}")
     if not whole.least <= value <= whole.most:
-        raise wrong(path, f"{shown(value)} is out of range; {within}")
+        raise wrong(path, f"{shown(value, path)} is out of range; {within}")
     return int(value)
 
 
@@ -137,7 +152,7 @@ def from_text(text: str, kind: Any, name: str) -> Any:
         try:
             return int(text)
         except ValueError:
-            raise wrong(name, f"{shown(text)} is not a whole number") from None
+            raise wrong(name, f"{shown(text, name)} is not a whole number") from None
     if get_origin(inner) not in (tuple, dict):
         return text
     plain_list = get_origin(inner) is tuple and bare(get_args(inner)[0]) is str

@@ -150,7 +150,8 @@ def _timeouts(candidate: Measured) -> Criterion:
 def _cpu(baseline: Measured, candidate: Measured) -> Criterion:
     more = cpu_growth(baseline, candidate)
     text = (
-        f"{baseline.redis_cpu:.2%} -> {candidate.redis_cpu:.2%} of a core, {more:+.0%} (below +{MOST_CPU_GROWTH:.0%})"
+        f"{baseline.redis_cpu:.2%} -> {candidate.redis_cpu:.2%} of a core, {_compared(more)} "
+        f"(must be less than {MOST_CPU_GROWTH:.0%} more)"
     )
     return _criterion("redis_cpu", more < MOST_CPU_GROWTH, more, MOST_CPU_GROWTH, text)
 
@@ -159,10 +160,10 @@ def _waits(baseline: Measured, candidate: Measured, mode: Mode, reach: Reach) ->
     before_s, after_s = baseline.avg_wait_time, candidate.avg_wait_time
     more = growth(before_s, after_s)
     limit = WAIT_CHANGE
-    text = f"{before_s:.2f} s -> {after_s:.2f} s on average, {more:+.0%}"
+    text = f"{before_s:.2f} s -> {after_s:.2f} s on average, {_compared(more)}"
     acts = reach == "waits" or (reach == "polls" and mode == "polling")
     if acts:
-        text += f" (at most {limit:.0%})"
+        text += f" (must be more than {-limit:.0%} less)"
         # As documented: less than 70 % of a wait, so where nobody waited nothing can become better.
         return _criterion("waits", after_s < MOST_OF_BASELINE_WAIT * before_s, more, limit, text)
     why = WRONG_MODE if reach == "polls" else NO_REACH
@@ -170,6 +171,13 @@ def _waits(baseline: Measured, candidate: Measured, mode: Mode, reach: Reach) ->
         return _criterion("waits", False, more, limit, f"{text}: far more, though {why}")
     outcome: Outcome = "not_exercised" if reach == "polls" else "does_not_apply"
     return Criterion(name="waits", outcome=outcome, value=more, limit=limit, text=f"{text}; {why}")
+
+
+def _compared(more: float) -> str:
+    """A growth in words: "15% less"."""
+    if more == float("inf"):
+        return "where there was none"
+    return "the same" if round(more, 2) == 0 else f"{abs(more):.0%} {'more' if more > 0 else 'less'}"
 
 
 def _criterion(name: str, holds: bool, value: float, limit: float, text: str) -> Criterion:

@@ -8,6 +8,9 @@ from gpulockd.alerting.judging import Alert, Book, Silence, overall_status
 from gpulockd.alerting.records import book_of, history_of
 from gpulockd.ledger.alerts import Stored
 
+REMOVED = "removed"
+"""The kind of a channel that its pool's configuration has no more."""
+
 
 class AlertView(msgspec.Struct, frozen=True, kw_only=True):
     """One alert. `level` is what it is worth now: one that was escalated is critical. Moments are unix seconds."""
@@ -95,9 +98,11 @@ def alerts_view(pool: str, stored: Stored) -> AlertsView:
     channels = []
     for name, kept in sorted(stored.channels.items()):
         try:
-            channels.append(channel_view(name, msgspec.json.decode(kept.json, type=KnownChannel)))
+            known = msgspec.json.decode(kept.json, type=KnownChannel)
         except msgspec.MsgspecError:
             continue
+        if known.kind != REMOVED:
+            channels.append(channel_view(name, known))
     lines = [
         AlertLine(
             at=line.at_ms / 1000,

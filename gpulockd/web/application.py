@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any
@@ -21,7 +19,7 @@ from starlette.routing import Route
 from gpulockd.errors import GpuLockError
 from gpulockd.web.auth import Fence, Names, caller_of, check_operator, check_writer
 from gpulockd.web.backend import Backend
-from gpulockd.web.problems import ProblemError, of_error, problem, refusal, response
+from gpulockd.web.problems import ProblemError, of_error, of_form, problem, refusal, response
 from gpulockd.web.same_line import same_line
 from gpulockd.web.streams import Stream
 from gpulockd.web.table import Row, Visit
@@ -106,18 +104,9 @@ def _decoded(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as wrong:
-        hint = _meant(str(wrong), kind) or "GET /api/v1/openapi.json tells the form of each body"
-        raise refusal(422, "invalid", str(wrong), hint) from None
+        raise ProblemError(of_form(str(wrong), kind)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         raise refusal(400, "not_json", f"the body is not JSON: {wrong}", "send one JSON object") from None
-
-
-def _meant(message: str, kind: Any) -> str | None:
-    """The field that an unknown one is most similar to, as a question."""
-    unknown = re.match(r"Object contains unknown field `(\w+)`", message)
-    known = getattr(kind, "__struct_encode_fields__", ())
-    near = difflib.get_close_matches(unknown[1], known, n=1) if unknown else []
-    return f"did you mean {near[0]!r}?" if near else None
 
 
 async def _on_problem(_request: Request, error: Exception) -> Response:

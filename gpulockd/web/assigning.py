@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from gpulockd.config.change import FILE_ONLY, values_of
 from gpulockd.errors import ConfigError
 from gpulockd.settings import Settings, Tree, checked, flat, leaves, merged, needs_restart, nested, without
+from gpulockd.settings.alerting import check_addresses
 from gpulockd.settings.paths import steps
 from gpulockd.settings.values import from_text
 from gpulockd.web.config_views import ConfigChange
@@ -31,9 +32,10 @@ class Wanted(msgspec.Struct, frozen=True):
     unset: tuple[str, ...]
 
 
-def wanted(change: ConfigChange, settings: Settings) -> Wanted:
+def wanted(change: ConfigChange, settings: Settings, commanded: Collection[str] = ()) -> Wanted:
     """Return what a change wishes: its profile, over that `set`, over that `assign`. A null is taken back.
 
+    :param commanded: settings that the daemon's command line says: a whole file has their defaults
     :raises ProblemError: 422 if it says nothing
     :raises ConfigError: for what no setting takes
     """
@@ -44,19 +46,20 @@ def wanted(change: ConfigChange, settings: Settings) -> Wanted:
     for name in change.unset:
         _check_known(name)
     unset = (*change.unset, *(name for one in said for name in one.unset))
-    tree = live_part(merged(*(one.tree for one in said)), settings)
+    tree = live_part(merged(*(one.tree for one in said)), settings, commanded)
     if not tree and not unset and not change.replace:
         raise refusal(422, "invalid", "the change says nothing", 'send "set", "assign", "unset" or "profile"')
     return Wanted(tree, unset)
 
 
-def live_part(tree: Tree, settings: Settings) -> Tree:
+def live_part(tree: Tree, settings: Settings, commanded: Collection[str] = ()) -> Tree:
     """Return the tree without what no live change may say, where it says what is so anyway: whole files do."""
-    now = values_of(settings)
+    now, usual = values_of(settings), values_of(Settings())
     same = [
         path
         for path, value in flat(tree).items()
-        if (needs_restart(path) or path in FILE_ONLY) and now.get(path) == value
+        if (needs_restart(path) or path in FILE_ONLY)
+        and (now.get(path) == value or (path in commanded and usual.get(path) == value))
     ]
     return without(tree, *same)
 
@@ -71,8 +74,10 @@ def document(said: Mapping[str, Any]) -> Wanted:
         if len(name) > LONGEST_PATH:
             raise ConfigError(f"{name[:80]}…: no setting has so long a name")
     _check_depth(said)
+    _check_once(said)
     tree = nested(said)
     found = checked(tree)
+    check_addresses(found)
     path = shows_hidden(tree)
     if path is not None:
         hint = "leave it out to keep the secret, or write the secret itself"
@@ -92,6 +97,20 @@ def _check_depth(said: Mapping[str, Any]) -> None:
         if not level:
             return
     raise ConfigError("no setting is nested so deeply")
+
+
+def _check_once(said: Mapping[str, Any]) -> None:
+    """:raises ConfigError: for a setting that is said twice, by its dotted name and within a block"""
+    told: set[tuple[str, ...]] = set()
+    around: set[tuple[str, ...]] = set()
+    for name, value in said.items():
+        for path in flat(nested({name: value})):
+            here = steps(path)
+            outer = {here[:depth] for depth in range(1, len(here))}
+            if here in told or here in around or outer & told:
+                raise ConfigError(f"{path}: it is said twice; say it once", path=path)
+            told.add(here)
+            around |= outer
 
 
 def profile_tree(name: str, settings: Settings) -> Tree:

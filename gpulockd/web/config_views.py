@@ -45,7 +45,7 @@ class RevisionView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OriginView(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting, its value, and which layer says so: default, file, environment or live."""
+    """A setting, its value, and which layer says so: default, file, environment, command line or live."""
 
     path: str
     value: Any
@@ -153,15 +153,19 @@ class ConfigDiff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RollbackWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which revision to restore; null: the last stable one."""
+    """Which revision to restore; null: the last stable one. `all`: also the blocks that a rollback leaves alone."""
 
     to: Number | None = None
+    all: bool = False
     reason: str = ""
     origin: Literal["api", "cli", "page"] = "api"
 
 
 class ConfigRolledBack(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rollback restored, and how the system was afterwards (`took_s` in seconds)."""
+    """What a rollback restored, and how the system was afterwards (`took_s` in seconds).
+
+    `left_alone`: blocks that were otherwise then and stay as they are. `text`: all of it, as the command prints it.
+    """
 
     success: bool
     message: str
@@ -173,6 +177,8 @@ class ConfigRolledBack(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool
     took_s: float
     checks: dict[str, Any]
+    left_alone: tuple[str, ...] = ()
+    text: str
 
 
 class ValidationNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -261,11 +267,11 @@ def _message(changed: Changed, diff: Iterable[ChangeView], *, dry_run: bool) -> 
 
 
 def told(change: ChangeView) -> str:
-    """A difference in one line: "gpu_lock.poll_interval 2 -> 1"."""
-    return f"{change.path} {_text(change.before)} -> {_text(change.after)}"
+    """A difference in one line: "gpu_lock.poll_interval: 2 -> 1"."""
+    return f"{change.path}: {_text(change.before)} -> {_text(change.after)}"
 
 
 def _text(value: Any) -> str:
     if value is None:
-        return "unset"
+        return "(unset)"
     return f"{value:g}" if isinstance(value, float) else msgspec.json.encode(value).decode().strip('"')

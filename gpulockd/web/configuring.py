@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gpulockd.ledger.revisions import Revision
+from gpulockd.config.results import RolledBack
 from gpulockd.web import config_views as views
 from gpulockd.web.assigning import Wanted, document, live_part, wanted
 from gpulockd.web.auth import Caller
@@ -39,13 +39,18 @@ def check_operator(caller: Caller) -> None:
 def author_of(visit: Visit) -> str:
     """Who changes something: the user at the unix socket, or "token"; "loopback" where `web.writes` trusts all."""
     if visit.caller.user:
-        return visit.caller.user
+        return reason_of(visit.caller.user)
     return "token" if "authorization" in visit.request.headers else "loopback"
 
 
 def reason_of(text: str) -> str:
-    """Return a reason as one line of at most 500 characters."""
-    return " ".join(text.split())[:LONGEST_REASON]
+    """Return a reason as one line of at most 500 characters, without what a terminal would obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:LONGEST_REASON]
+
+
+def commanded(found: Configures) -> frozenset[str]:
+    """Return the settings that the daemon's command line says."""
+    return frozenset(path for path, origin in found.origins().items() if origin.layer == "command line")
 
 
 async def show_config(visit: Visit) -> views.ConfigView:
@@ -73,7 +78,7 @@ async def change_config(visit: Visit) -> views.ConfigChanged:
     """
     check_operator(visit.caller)
     change: views.ConfigChange = visit.body
-    return await _changed(visit, wanted(change, configures(visit).settings), change)
+    return await _changed(visit, wanted(change, configures(visit).settings, commanded(configures(visit))), change)
 
 
 async def change_gpu_lock(visit: Visit) -> views.GpuLockChanged:
@@ -157,11 +162,12 @@ async def roll_config_back(visit: Visit) -> views.ConfigRolledBack:
     check_operator(visit.caller)
     wish: views.RollbackWish = visit.body
     done = await configures(visit).roll_back(
-        to=wish.to, author=author_of(visit), reason=reason_of(wish.reason), origin=wish.origin
+        to=wish.to, author=author_of(visit), reason=reason_of(wish.reason), origin=wish.origin, whole=wish.all
     )
+    message = _rolled_back(done)
     return views.ConfigRolledBack(
         success=done.verified,
-        message=_rolled_back(done.restored, done.revision, bool(done.diff), done.verified),
+        message=message,
         changed=bool(done.diff),
         revision=views.revision_view(done.revision) if done.revision is not None else None,
         restored=done.restored,
@@ -170,15 +176,29 @@ async def roll_config_back(visit: Visit) -> views.ConfigRolledBack:
         verified=done.verified,
         took_s=done.took_s,
         checks=dict(done.checks),
+        left_alone=done.left_alone,
+        text=_rollback_text(message, done),
     )
 
 
-def _rolled_back(restored: int | None, revision: Revision | None, changed: bool, verified: bool) -> str:
-    health = "the system is well" if verified else "but the system is not well; see checks"
-    if not changed:
-        return f"no change: revision {restored} is in force already; {health}"
-    number = f" as revision {revision.number}" if revision is not None else ""
-    return f"revision {restored} is in force again{number}; {health}"
+def _rolled_back(done: RolledBack) -> str:
+    well = done.verified and done.overall_status == "healthy"
+    health = "the system is well" if well else f"but the system is {done.overall_status}; see checks"
+    if not done.diff:
+        return f"no change: revision {done.restored} is in force already; {health}"
+    number = f" as revision {done.revision.number}" if done.revision is not None else ""
+    return f"revision {done.restored} is in force again{number}; {health}"
+
+
+def _rollback_text(message: str, done: RolledBack) -> str:
+    """All lines that a person reads of it; overall_status is the last one."""
+    lines = [f"{message} ({done.took_s:.1f} s)"]
+    lines += [f"  {views.told(views.change_view(change))}" for change in done.diff]
+    if done.left_alone:
+        lines.append(f"left as they are: {', '.join(done.left_alone)}")
+    for name, value in done.checks.items():
+        lines.append(f"check {name}: {str(value).lower() if isinstance(value, bool) else value}")
+    return "\n".join([*lines, f"overall_status: {done.overall_status}"])
 
 
 async def note_validation(visit: Visit) -> views.ValidationNoted:
@@ -189,9 +209,12 @@ async def note_validation(visit: Visit) -> views.ValidationNoted:
     check_operator(visit.caller)
     note: views.ValidationNote = visit.body
     found = configures(visit)
-    candidate = live_part(document(note.tree).tree, found.settings)
+    passed = note.verdict.get("passed", False)
+    if not isinstance(passed, bool):
+        raise refusal(422, "invalid", "verdict.passed is neither true nor false", "send true only for what has passed")
+    candidate = live_part(document(note.tree).tree, found.settings, commanded(found))
     digest = await found.note_validated(candidate, note.verdict, author=author_of(visit))
-    return views.ValidationNoted(digest=digest, validated=bool(note.verdict.get("passed")))
+    return views.ValidationNoted(digest=digest, validated=passed)
 
 
 async def config_impact(visit: Visit) -> Any:
@@ -204,7 +227,9 @@ async def config_impact(visit: Visit) -> Any:
     if visit.backend.impact is None:
         raise refusal(503, "not_ready", "nothing compares before and after yet", "ask again in a moment")
     try:
-        return await visit.backend.impact(number)
+        found = await visit.backend.impact(number)
     except KeyError:
         hint = "GET /api/v1/config/history lists them"
         raise refusal(404, "not_found", f"revision {number} did not change this pool", hint) from None
+    diff = tuple(one | {side: hidden(one["path"], one[side]) for side in ("before", "after")} for one in found.diff)
+    return msgspec.structs.replace(found, diff=diff)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -20,6 +23,7 @@ from gpulockd.errors import (
     WouldDeadlock,
 )
 from gpulockd.ledger.revisions import UnknownRevision
+from gpulockd.settings import Settings
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -67,7 +71,7 @@ _OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
     (NotNow, 409, "not_now", "`gpulockd config rollout` says where it stands"),
     (ConfigConflict, 409, "conflict", "look at `gpulockd config show`, then send the change again"),
     (Unvalidated, 409, "unvalidated", "validate it with `gpulockd bench config`, or say unvalidated (--unvalidated)"),
-    (ConfigError, 422, "config", "correct the value that is named"),
+    (ConfigError, 422, "config", "`gpulockd config show` prints what is in force"),
 )
 
 
@@ -79,7 +83,8 @@ def of_error(error: GpuLockError) -> Problem:
         return problem(408, "timeout", error.message, "wait longer with max_wait_time, or raise priority")
     for kind, status, word, hint in _OURS:
         if isinstance(error, kind):
-            return problem(status, word, error.message, hint)
+            cure = error.message.rpartition("; ")[2] if word == "config" and "; " in error.message else ""
+            return problem(status, word, error.message, cure or hint)
     return problem(500, "internal", error.message, "the daemon's log says more")
 
 
@@ -95,3 +100,21 @@ def response(found: Problem, headers: dict[str, str] | None = None) -> Response:
     return Response(
         msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=dict(headers or {})
     )
+
+
+def of_form(message: str, kind: Any) -> Problem:
+    """Return the problem of a body that is not of the form `kind`, from what msgspec says of it."""
+    what, _, where = message.partition(" - at ")
+    path = where.strip("`").removeprefix("$").removeprefix(".")
+    words = what.replace("Expected `int` >= 0", "expected a whole number from 0").replace("`", "")
+    detail = f"{path}: {words[:1].lower()}{words[1:]}" if path else words[:1].lower() + words[1:]
+    hint = "GET /api/v1/openapi.json tells the form of each body"
+    unknown = re.match(r"Object contains unknown field `(\w+)`", message)
+    if unknown is not None:
+        known: tuple[str, ...] = getattr(kind, "__struct_encode_fields__", ())
+        name, near = unknown[1], difflib.get_close_matches(unknown[1], known, n=1)
+        detail = f"{path + ': ' if path else ''}there is no field {name!r}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}" if known else hint
+        if "set" in known and name in Settings.__struct_encode_fields__:
+            hint = f'put it under "set": {{"set": {{"{name}": …}}}}'
+    return problem(422, "invalid", detail, hint)

@@ -10,7 +10,7 @@ from gpulockd.units import parse_duration_s
 from gpulockd.web.assigning import wanted
 from gpulockd.web.config_views import ConfigChange
 from gpulockd.web.configures import RollsOut
-from gpulockd.web.configuring import author_of, check_operator, configures, reason_of
+from gpulockd.web.configuring import author_of, check_operator, commanded, configures, reason_of
 from gpulockd.web.problems import refusal
 from gpulockd.web.secrets import hidden
 from gpulockd.web.table import Visit
@@ -111,7 +111,7 @@ async def start_rollout(visit: Visit) -> Answer:
     wish: RolloutWish = visit.body
     found = _rollouts(visit)
     change = ConfigChange(set=wish.set, assign=wish.assign, unset=wish.unset, profile=wish.profile)
-    wished = wanted(change, configures(visit).settings)
+    wished = wanted(change, configures(visit).settings, commanded(configures(visit)))
     said = await found.start(
         wished.tree,
         unset=wished.unset,

@@ -9,12 +9,22 @@ from starlette.requests import ClientDisconnect, Request
 
 from gpulockd.web.auth import WRITE_HINT
 
+WRONG_TOKEN = (
+    "the token that was sent is not this daemon's: print its own with `gpulockd token` on its host, as its user; where "
+    "several daemons run there, GPULOCKD_SOCKET names the one"
+)
+
 LONGEST_BODY = 1000
 BODY_WITHIN_S = 1.0
 
 
 async def same_line(request: Request) -> str:
-    """Return the line that would have worked; the general hint where the request cannot be said in one."""
+    """Return the line that would have worked; the general hint where the request cannot be said in one.
+
+    A request that brought a token needs another token, not another line.
+    """
+    if "authorization" in request.headers:
+        return WRONG_TOKEN
     body = await _body(request)
     host = request.headers.get("host", "")
     if body is None or not host.isascii() or not host.isprintable():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from gpulockd.ledger.address import without_secret
 
@@ -26,8 +27,19 @@ def hidden(path: str, value: Any) -> Any:
     if _NAME.search(parts[-1]):
         return HIDDEN
     if "notify" in parts and "://" in value:
-        return HIDDEN  # the address of a chat's hook is its secret
+        return _site(value)
     return without_secret(value) if _IN_URL.search(value) else value
+
+
+def _site(url: str) -> str:
+    """An address without what opens it: the path of a chat's hook is its secret, and often the host of other kinds."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{HIDDEN}"
+    except ValueError:
+        pass
+    return HIDDEN
 
 
 def shows_hidden(tree: Any, path: str = "") -> str | None:
@@ -37,4 +49,8 @@ def shows_hidden(tree: Any, path: str = "") -> str | None:
         return next((one for one in found if one), None)
     if isinstance(tree, list | tuple):
         return next((path for inner in tree if shows_hidden(inner, path)), None)
-    return path if isinstance(tree, str) and (tree == HIDDEN or f":{HIDDEN}@" in tree) else None
+    return path if isinstance(tree, str) and _is_hidden(tree) else None
+
+
+def _is_hidden(text: str) -> bool:
+    return text == HIDDEN or f":{HIDDEN}@" in text or text.endswith(f"/{HIDDEN}")

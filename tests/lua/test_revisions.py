@@ -10,7 +10,7 @@ import pytest
 
 from gpulockd.errors import ConfigError
 from gpulockd.ledger import revisions as r
-from gpulockd.ledger.keys import FLEET_PERMANENT, PoolKeys
+from gpulockd.ledger.keys import FLEET_NAMES, FLEET_PERMANENT, PoolKeys
 from tests.lua.fleet import Fleet
 from tests.servers import Server
 
@@ -206,6 +206,53 @@ async def test_the_daemon_that_knows_the_most_wins_whoever_comes_first(fleet: Fl
         assert (await r.read(fleet.ask)).live == newer["live"]
 
 
+async def test_what_the_same_history_lacks_is_added_though_its_revisions_stand(fleet: Fleet) -> None:
+    """One daemon brings the revisions back; the files of the others, and what only they have heard, must come too."""
+    await many(fleet, 2)
+    await r.set_base(fleet.ask, "gpu-1", {"gpu_lock": {"poll_interval": 2.0}})
+    early = await kept(fleet) | {"pool": "gpu-2", "bases": {}}
+    await r.audit(fleet.ask, text="said late", author="ana", origin="cli")
+    late = await kept(fleet)
+    fleet.lose_all()
+    assert await r.restore(fleet.ask, **early)
+    assert await r.bases(fleet.ask, "gpu-1") == {}
+    await revised(fleet, 1, 3.0)
+    for _ in range(2):
+        assert not await r.restore(fleet.ask, **late)
+    assert await r.bases(fleet.ask, "gpu-1") == late["bases"]
+    texts = [line.text for line in await r.audits(fleet.ask)]
+    assert sorted(texts) == sorted({*texts}), "no line comes twice"
+    assert {line.text for line in late["audits"]} < {*texts}
+    assert (await r.read(fleet.ask)).live["all"]["gpu_lock"]["poll_interval"] == 3.0
+
+
+async def test_lines_that_a_store_lost_from_the_end_of_its_audit_come_back_in_their_places(fleet: Fleet) -> None:
+    """A store that has gone back by an hour must not have forgotten who did what in that hour."""
+    await many(fleet, 2)
+    copies: dict[str, Any] = {key: fleet.raw.dump(fleet.base + key) for key in sorted(fleet.keys())}
+    await revised(fleet, 1, 3.0)
+    await r.audit(fleet.ask, text="noted", author="ana", origin="cli")
+    before, lines = await kept(fleet), await r.audits(fleet.ask)
+    fleet.lose_all()
+    for key, copy in copies.items():
+        fleet.raw.restore(fleet.base + key, 0, copy)
+    assert await r.restore(fleet.ask, **before)
+    found = await r.audits(fleet.ask)
+    assert found[1:] == lines, "to the letter, with the same ids"
+    page = await r.audits(fleet.ask, down_to=lines[1].id)
+    assert page == found[:3]
+
+
+async def test_a_files_revision_has_its_base_in_the_same_step(fleet: Fleet) -> None:
+    """Noted a moment later, it could be noted of somebody else's revision, and the file's own could not be undone."""
+    await many(fleet, 2)
+    made = await revised(fleet, 1, 3.0, origin="file", pool="gpu-1", base={"gpu_lock": {"max_wait_time": 5.0}})
+    assert await r.bases(fleet.ask, "gpu-1") == {made.number: {"gpu_lock": {"max_wait_time": 5.0}}}
+    lost = await revise(fleet, 1, 4.0, pool="gpu-1", base={})
+    assert isinstance(lost, r.Conflict)
+    assert list(await r.bases(fleet.ask, "gpu-1")) == [made.number]
+
+
 async def test_a_store_that_went_another_way_stays_as_it_is(fleet: Fleet) -> None:
     """What a person has said since the loss is newer than any copy."""
     await many(fleet, 3)
@@ -225,7 +272,7 @@ async def test_every_key_of_the_fleet_is_on_the_permanent_list(fleet: Fleet) -> 
     await r.set_base(fleet.ask, "gpu-1", {})
     await r.note_validated(fleet.ask, "digest", {})
     await r.drive(fleet.ask, driver="a", term_ms=3_000)
-    assert fleet.keys() == {*FLEET_PERMANENT, "bases:gpu-1"} - {"pools", "hosts"}
+    assert fleet.keys() == {*FLEET_NAMES, "bases:gpu-1"} <= {*FLEET_PERMANENT, "bases:gpu-1"}
 
 
 def test_no_pool_is_called_as_the_fleet_is() -> None:

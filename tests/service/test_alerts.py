@@ -31,6 +31,7 @@ from gpulockd.ledger.alerts import Change, alert_read, alert_write, silence_mark
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import Store
 from gpulockd.settings import QueueBlock, Settings, SettleBlock, settings_from
+from gpulockd.web.alert_views import alerts_view
 from tests.pools import QUICK, offer, simulated
 from tests.receivers import MailReceiver, WebReceiver, mail_receiver, web_receiver
 from tests.servers import Server, wipe
@@ -56,6 +57,7 @@ class Pool:
         self.keys = PoolKeys(name)
         self.session = secrets.token_hex(8)
         self.monitor_works = True
+        self.changed: Settings | None = None
         self.readings: dict[str, Reading] = {}
         self.store = Store(server.url, deadline_s=5)
 
@@ -80,7 +82,7 @@ class Pool:
         return Alerts(
             self.keys,
             self.store.ask,
-            settings=lambda: settings,
+            settings=lambda: self.changed or settings,
             session=lambda: self.session,
             host="testhost",
             monitor=lambda: self.monitor_works,
@@ -392,8 +394,13 @@ async def test_a_test_message_answers_over_every_channel_and_shows_no_secret(
             assert "302" in failed.error and "redirects are not followed" in failed.error
             with pytest.raises(KeyError):
                 await service.test_channel("nobody")
+            own.changed = configured(mail=mail)
+            assert set(await service.test_channel()) == {"log", "admins"}
+            await service.look()
+            shown = {one.name: one.error for one in alerts_view(pool, await own.store.ask(alert_read())).channels}
+            assert shown == {"log": "", "admins": ""}
         assert "s3cr3t-path" not in failed.error + caplog.text and "p4ssw0rd" not in caplog.text
-        assert mail.logins and len(mail.mails) == 1
+        assert mail.logins and len(mail.mails) == 2
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ async def test_a_fault_outlives_the_daemon_but_not_the_boot(server: Server, pool
     async with watched(server, pool, tmp_path, faults=Faults(path, "boot-1")) as here:
         here.break_(0, "xid", "119\n")
         await until(lambda: here.state(0) == "lost" and "XID 119" in here.watch.fault_of("gpu_lock:0"))
+        await until((tmp_path / "faults.json").exists)
     again, rebooted = Faults(path, "boot-1"), Faults(path, "boot-2")
     await again.read()
     await rebooted.read()

@@ -94,14 +94,15 @@ async def test_secrets_are_never_shown(daemon: Daemon) -> None:
     """The page shows it to everybody who can read."""
     for path in ("/api/v1/config", "/api/v1/config/history", "/api/v1/config/audit", "/api/v1/config/diff?older=0"):
         assert b"hidden-word" not in (await daemon.get(path)).body, path
-    assert origin_of(await shown(daemon), "redis.url")[0] == f"redis://me:{HIDDEN}@far:6379/0"
+    assert origin_of(await shown(daemon), "redis.url")[:2] == ("embedded", "command line")
 
 
 @pytest.mark.parametrize(
     ("path", "value", "seen"),
     [
         ("notify.mail.password", "abc", HIDDEN),
-        ("notify.slack.url", "https://hooks.example/T0/B0/abc", HIDDEN),
+        ("notify.slack.url", "https://me:pw@hooks.example:8443/T0/B0/abc", f"https://hooks.example:8443/{HIDDEN}"),
+        ("notify.apprise.chat.urls", ["tgram://bot-token/42"], [HIDDEN]),
         ("notify.webhook.secret", "abc", HIDDEN),
         ("redis.url", "rediss://:pw@h:1", "rediss://:***@h:1"),
         ("redis.url", "redis://h:1", "redis://h:1"),
@@ -118,6 +119,7 @@ def test_what_counts_as_a_secret(path: str, value: Any, seen: Any) -> None:
 def test_the_place_of_a_secret_is_known_as_such() -> None:
     """Who sends back what was shown must not overwrite the secret."""
     assert shows_hidden({"redis": {"url": "redis://me:***@h"}}) == "redis.url"
+    assert shows_hidden({"notify": {"webhooks": {"a": {"url": f"https://h/{HIDDEN}"}}}}) == "notify.webhooks.a.url"
     assert shows_hidden({"a": [1, {"b": "x"}], "c": None}) is None
 
 
@@ -235,6 +237,9 @@ async def test_a_dry_run_says_what_would_change(daemon: Daemon) -> None:
         ({"set": {"gpu_lock": {"poll_interval": -1}}}, 422, ["gpu_lock.poll_interval"]),
         ({"set": {"gpu_lock": {"poll_interval": 0.001}}}, 422, ["gpu_lock.poll_interval", "0.05"]),
         ({"set": {"gpu_lock": 3}}, 422, ["gpu_lock"]),
+        ({"set": {"gpu_lock.poll_interval": 1, "gpu_lock": {"poll_interval": 2}}}, 422, ["poll_interval", "twice"]),
+        ({"set": {"gpu_lock": {"poll_interval": 2}, "gpu_lock.poll_interval": None}}, 422, ["poll_interval", "twice"]),
+        ({"set": {"gpu_lock": None, "gpu_lock.poll_interval": 1}}, 422, ["gpu_lock.poll_interval", "twice"]),
         ({"set": {"gpu_lock_monitor": {"timeout_levels": {"warning": "9h"}}}}, 422, ["warning"]),
         ({"set": {"session": {"ttl": 0.5}}}, 422, ["session.ttl"]),
         ({"set": {"redis": {"url": "redis://h"}}}, 422, ["redis.url", "config.yml", "restart"]),
@@ -261,6 +266,27 @@ async def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert [word for word in words if word not in said] == [], said
     after = await shown(daemon)
     assert (after["revision"]["number"], after["live"]) == (before["revision"]["number"], before["live"])
+
+
+async def test_a_name_and_a_block_may_say_different_settings(daemon: Daemon) -> None:
+    """Only what is said twice is refused."""
+    said = {"gpu_lock.poll_interval": 0.7, "gpu_lock": {"lock_timeout": 901}, "tasks.a.b.warning": 60}
+    assert (await change(daemon, set=said | {"tasks": {"a": {"warning": 61}}}, dry_run=True)).status == 200
+
+
+@pytest.mark.parametrize("passed", ["yes", 1, None, ["true"]])
+async def test_only_true_has_passed(daemon: Daemon, passed: Any) -> None:
+    """A verdict that was not understood validates nothing."""
+    note = {"tree": {"gpu_lock": {"poll_interval": 1.7}}, "verdict": {"passed": passed}}
+    answer = await daemon.ask("POST", "/api/v1/config/validation", note)
+    assert answer.status == 422, answer.json
+    assert "verdict.passed" in answer.json["detail"]
+
+
+async def test_a_reason_is_kept_without_what_a_terminal_obeys(daemon: Daemon) -> None:
+    """The history and the audit are read on terminals and on the page."""
+    said = await change(daemon, set={"gpu_lock.poll_interval": 1.25}, reason="a\n\x1b[31mred \u202eback\x00")
+    assert said.json["revision"]["reason"] == "a [31mred back"
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}", b'{"poll_interval": NaN}', b'{"pol_interval": 1}', b"1" * 99])
@@ -451,3 +477,21 @@ async def test_a_deep_body_is_refused(daemon: Daemon, depth: int) -> None:
     for path, raw in (("/api/v1/config", both), (POLL, deep)):
         answer = await daemon.ask("POST", path, raw=raw.encode())
         assert answer.status in (400, 422), answer.json
+
+
+@pytest.mark.parametrize(
+    ("body", "detail", "hint"),
+    [
+        ({"gpu_lock": {"poll_interval": 1}}, "there is no field 'gpu_lock'", 'put it under "set"'),
+        ({"sett": {}}, "there is no field 'sett'", "did you mean 'set'?"),
+        ({"expect": -1}, "expect: expected", "openapi"),
+        ({"set": {"notify.webhooks.x.url": "ftp://x"}}, "notify.webhooks.x.url: it is no address", "https://host/path"),
+        ({"set": {"gpu_lock.poll_interval": "soon"}}, "'soon' is not a duration", "write seconds"),
+    ],
+)
+async def test_a_refusal_says_what_was_meant(daemon: Daemon, body: dict[str, Any], detail: str, hint: str) -> None:
+    """The words of a library are no help to who types a body at night."""
+    answer = await daemon.ask("POST", "/api/v1/config", body)
+    assert answer.status == 422
+    assert detail in answer.json["detail"] and "`" not in answer.json["detail"], answer.json
+    assert hint in answer.json["hint"], answer.json

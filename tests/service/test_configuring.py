@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 import redis
 
 from gpulockd import LeaseLost, gpu_lock
 from gpulockd.client import process
+from gpulockd.config.staged import Rollout, Spell, Stage
+from gpulockd.ledger import revisions
+from gpulockd.ledger.store import Store
 from gpulockd.web.config_views import ValidationNote
 from tests.configured import (
     CONFIG,
@@ -48,6 +52,7 @@ async def test_a_changed_file_is_a_revision_and_a_broken_one_changes_nothing() -
     async with running_daemon() as daemon:
         write_config(daemon, {"gpu_lock": {"max_wait_time": 77}})
         await until_value(daemon, "gpu_lock.max_wait_time", 77)
+        await until_shown(daemon, lambda found: found["revision"]["number"] == 1)
         made = (await history(daemon))[0]
         assert (made["number"], made["origin"], made["pool"]) == (1, "file", daemon.pool)
         assert made["diff"] == [{"path": "gpu_lock.max_wait_time", "before": 1800, "after": 77}]
@@ -188,7 +193,7 @@ async def test_rollback_brings_back_what_was_in_force_and_verifies_itself() -> N
         write_config(daemon, {"gpu_lock": {"max_wait_time": 44}, "tasks": {"whisper": {"max_wait_time": 5}}})
         await until_value(daemon, "gpu_lock.max_wait_time", 44)
         audit = (await daemon.ask("GET", f"{CONFIG}/audit")).json["audit"]
-        assert any(line["what"] == "rolled back" and line["text"] == "timeouts" for line in audit)
+        assert any(line["what"] == "rolled back" and line["text"].startswith("timeouts: ") for line in audit)
 
 
 async def test_a_rollback_runs_the_operators_restart_and_tells_how_it_went(tmp_path: Path) -> None:
@@ -228,13 +233,69 @@ async def test_too_many_timeouts_take_a_revision_back_by_itself() -> None:
     async with running_daemon(config=QUICK | {"config": rules}) as daemon:
         with client_here(daemon.store_url, daemon.pool):
             async with gpu_lock("gpu_lock:0", task="holds"):
-                await set_live(daemon, {"gpu_lock": {"max_wait_time": 0.05}}, reason="a bad idea")
+                bad = {"gpu_lock": {"max_wait_time": 0.05}, "alerts": {"window": 99}}
+                await set_live(daemon, bad, reason="a bad idea")
                 for _ in range(6):
                     assert await asyncio.to_thread(_asks_elsewhere, daemon)
                 await until_value(daemon, "gpu_lock.max_wait_time", 1800)
         made = (await history(daemon))[0]
         assert (made["origin"], made["of"]) == ("auto_rollback", 0)
         assert "timed out" in made["reason"]
+        assert await value(daemon, "alerts.window") == 99, "who is told of it stays"
+
+
+async def test_the_timeouts_of_a_canary_take_nothing_back() -> None:
+    """They are the candidate's doing, and its gates have judged them; also after its end, and after a restart."""
+    rules = {"rollback_after": 3, "rollback_samples": 5, "rollback_timeout_rate": 0.1}
+    async with running_daemon(config=QUICK | {"config": rules}) as daemon:
+        await set_live(daemon, {"gpu_lock": {"max_wait_time": 0.05}})
+        store = Store(daemon.store_url, deadline_s=5)
+        spell = Spell(rollout="r", unit="sessions", pools=(daemon.pool,), below=1.0, from_ms=1, to_ms=2**52)
+        over = Rollout(
+            id="r", author="me", reason="", stages=(Stage(0.4, 9.0),), unit="sessions", base=1, phase="returned"
+        )
+        over = msgspec.structs.replace(over, spells=(spell,))
+        row = await revisions.write_rollout(store.ask, expected=0, state=msgspec.to_builtins(over))
+        with client_here(daemon.store_url, daemon.pool):
+            async with gpu_lock("gpu_lock:0", task="holds"):
+                for _ in range(8):
+                    assert await asyncio.to_thread(_asks_elsewhere, daemon)
+                await anyio.sleep(1.5)
+                assert await number(daemon) == 1
+                assert isinstance(row, revisions.RolloutRow)
+                over = msgspec.structs.replace(over, spells=())
+                await revisions.write_rollout(store.ask, expected=row.version, state=msgspec.to_builtins(over))
+                for _ in range(8):
+                    await asyncio.to_thread(_asks_elsewhere, daemon)
+                await until_value(daemon, "gpu_lock.max_wait_time", 1800)
+        await store.aclose()
+
+
+async def test_the_audit_says_what_changed_and_what_was_refused() -> None:
+    """Who asks what happened last night finds the deed there, and not only that there was one."""
+    async with running_daemon(config={"gpu_lock": {"poll_interval": 3}}) as daemon:
+        await set_live(daemon, {"gpu_lock": {"poll_interval": 0.5, "max_wait_time": 9}}, reason="faster")
+        for _ in range(2):
+            assert (await set_live(daemon, {"gpu_lock": {"poll_interval": 99}})).status == 422
+        assert (await set_live(daemon, {"gpu_lock": {"poll_interval": 1}}, expect=7)).status == 409
+        assert (await set_live(daemon, {"gpu_lock": {"lock_timeout": 1}}, dry_run=True)).status == 422
+        lines = (await daemon.ask("GET", f"{CONFIG}/audit")).json["audit"]
+        said = next(line["text"] for line in lines if line["what"] == "revised")
+        assert "faster" in said
+        assert "gpu_lock.poll_interval: 3 -> 0.5" in said
+        refused = [line["text"] for line in lines if line["what"] == "refused"]
+        assert len(refused) == 2, "the same one twice is one line, and a question is no deed"
+        assert "max_poll_interval" in refused[1]
+        # What the file says in vain is said where its owner looks.
+        write_config(daemon, {"gpu_lock": {"poll_interval": 4}})
+        await until_shown(daemon, lambda found: found["revision"]["number"] == 2)
+        assert "has no effect: live (revision 1) says 0.5" in (await history(daemon))[0]["reason"]
+        origins = {one["path"]: one["where"] for one in (await shown(daemon))["origins"]}
+        assert origins["gpu_lock.max_wait_time"] == "revision 1", "where it was set, not what is in force"
+        assert origins["web.listen"] == "--listen"
+        config_file(daemon).write_text("")
+        await until_shown(daemon, lambda found: "it is empty" in found["trouble"])
+        assert await number(daemon) == 2
 
 
 async def test_a_restarted_daemon_goes_on_with_the_same_revision() -> None:
@@ -251,9 +312,8 @@ async def test_a_restarted_daemon_goes_on_with_the_same_revision() -> None:
             assert await number(daemon) == 2
             kept = json.loads((daemon.state / "configuration.json").read_text())
             assert kept["current"] == 2
-        # As if it had been killed between the revision and the note of what its file says.
         with redis.Redis.from_url(daemon.store_url) as store:
-            assert store.hdel(f"gpulockd:{{fleet}}:bases:{daemon.pool}", "2") == 1
+            assert store.hexists(f"gpulockd:{{fleet}}:bases:{daemon.pool}", "2"), "noted in the same step"
         async with running_daemon(base=base, config={"gpu_lock": {"max_wait_time": 3}}) as daemon:
             assert await number(daemon) == 2
             kinds = [event.kind for event in await events_of(daemon.store_url, daemon.pool)]

@@ -32,6 +32,7 @@ SELDOM = SessionBlock(ttl=200.0, keepalive=60.0, rpc_deadline=0.5, margin=0.2)
 """A session whose keepalive repairs nothing within a test: what comes, came by message."""
 
 PATIENT = Settings(session=QUICK, gpu_lock=GpuLockBlock(max_wait_time=60.0))
+UNWILLING = Settings(session=QUICK, gpu_lock=GpuLockBlock(max_wait_time=0.0))
 HASTY = Settings(session=QUICK, gpu_lock=GpuLockBlock(max_wait_time=0.1))
 UNTOLD = planted(
     """redis.call(meta.cluster == '1' and 'SPUBLISH' or 'PUBLISH', names.base .. 'config',
@@ -139,6 +140,36 @@ async def test_a_lost_message_is_repaired_by_the_keepalive(server: Server, pool:
             await until(lambda: my_session().version == version)
             assert await is_hasty()
             await holder.release()
+
+
+@pytest.mark.parametrize("before", [PATIENT, UNWILLING])
+async def test_a_request_that_learns_of_a_missed_change_goes_by_it(server: Server, pool: str, before: Settings) -> None:
+    """A proxy may swallow messages for as long as it likes; the request's own answer tells that there was one."""
+    async with offering_daemon(server.url, pool, SELDOM) as offering:
+        with client_here(server.url, pool, SELDOM):
+            holder = await held()
+            version = await offering.publish(defaults_of(before))
+            await until(lambda: my_session().version == version)
+            after = HASTY if before is PATIENT else PATIENT
+            version = await asyncio.to_thread(publish_untold, offering, server.url, after)
+            assert my_session().version < version
+            assert await is_hasty() == (after is HASTY)
+            assert my_session().version == version
+            await holder.release()
+
+
+async def test_what_a_call_says_itself_is_not_changed_by_a_missed_change(server: Server, pool: str) -> None:
+    """Arguments of the call go over all that is published."""
+    async with offering_daemon(server.url, pool, SELDOM) as offering:
+        with client_here(server.url, pool, SELDOM):
+            holder = await held()
+            await asyncio.to_thread(publish_untold, offering, server.url, HASTY)
+            waiting = asyncio.create_task(gpu_lock(max_wait_time=30).acquire(), context=contextvars.Context())
+            await until(lambda: snapshot(server, pool).queued == 1)
+            await asyncio.sleep(3 * HASTY.gpu_lock.max_wait_time)
+            assert not waiting.done()
+            await holder.release()
+            await (await waiting).release()
 
 
 async def test_a_client_without_a_subscription_polls_and_uses_the_change(server: Server, pool: str) -> None:

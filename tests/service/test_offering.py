@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Literal
 
 import redis
 
 from gpulockd import gpu_lock
 from gpulockd.client import process
+from gpulockd.client.whoami import boot_id
+from gpulockd.daemon.assertions import GuardsWord
+from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.journal import Journal
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.standing import open_session
+from gpulockd.hardware.processes.following import Runs
+from gpulockd.hardware.processes.watch import Watch
 from gpulockd.hardware.simulated import SimulatedCards
 from gpulockd.model import Gpu
 from gpulockd.settings import Settings
 from tests.pools import QUICK, client_here, offer, simulated, snapshot
-from tests.servers import Server
+from tests.servers import Server, wipe
 from tests.states import until
 
 
@@ -61,3 +70,62 @@ async def test_real_cards_wait_for_programs_in_another_pool_of_this_host(server:
             with redis.Redis.from_url(server.url) as raw:
                 raw.srem("gpulockd:{fleet}:pools", pool, other)
                 raw.unlink(*raw.keys(f"gpulockd:{{{other}}}:*"))
+
+
+@asynccontextmanager
+async def guarded_offer(url: str, pool: str, folder: Path) -> AsyncIterator[tuple[Guard, GuardsWord, Offering]]:
+    """The offer of a host whose guard has just begun: nothing has been compared with the ledger yet."""
+    journal = Journal(str(folder / "guard.log"), boot_id())
+    fence, _ = journal.load()
+    settings = Settings(session=QUICK)
+    with Watch() as watch, Runs() as runs:
+        guard = Guard(fence, journal, runs, watch)
+        guard.doubtful = guard.is_first = True
+        word = GuardsWord(guard)
+        session = open_session(url, pool, settings, "")
+        offering = Offering(session, settings, SimulatedCards(pool, 1), guard=word, offerer="one")
+        await offering.open()
+        await offering.offer()
+        running = asyncio.create_task(offering.run())
+        try:
+            await until(lambda: session.guarded)
+            yield guard, word, offering
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+            await offering.close()
+    journal.close()
+
+
+async def empty(server: Server, pool: str) -> None:
+    """The pool's data are lost; wait until it waits for its guard."""
+    wipe(server, pool)
+    await until(lambda: meta(server, pool, "frozen_why") == "guard_away")
+
+
+def meta(server: Server, pool: str, field: str) -> str:
+    """One field of the pool's books."""
+    with redis.Redis.from_url(server.url, decode_responses=True) as raw:
+        return str(raw.hget(f"gpulockd:{{{pool}}}:meta", field) or "")
+
+
+async def test_a_frozen_pool_is_offered_again_as_soon_as_the_guard_knows_all(
+    server: Server, pool: str, tmp_path: Path
+) -> None:
+    """What a guard learns after the offer must not wait for guard_gone_after, a minute."""
+    async with guarded_offer(server.url, pool, tmp_path) as (guard, _, _):
+        await empty(server, pool)
+        await asyncio.sleep(2 * QUICK.keepalive)
+        assert meta(server, pool, "opened") == "frozen"
+        guard.doubtful = False
+        await until(lambda: meta(server, pool, "opened") == "known_by_guard")
+        await until(lambda: meta(server, pool, "frozen_why") == "", 30)
+
+
+async def test_a_guard_that_began_alone_knows_all_after_a_ttl(server: Server, pool: str, tmp_path: Path) -> None:
+    """Emptied before its first comparison, a new pool waits for whom no guard let in; their belief ends by itself."""
+    async with guarded_offer(server.url, pool, tmp_path) as (guard, word, _):
+        word.began_alone()
+        await empty(server, pool)
+        await until(lambda: meta(server, pool, "opened") == "known_by_guard", 30)
+        assert guard.doubtful

@@ -76,7 +76,9 @@ def test_a_winner_that_is_away_never_enters_beside_the_next(
     """Invariants 1, 3 and 6: entering late put two holders into the body in 290 of 400 runs of an experiment."""
     holder, winner, next_one = crew.workers.values()
     passed_over = 0
-    for round in map(str, range(ROUNDS)):
+    for round in map(str, range(5 * ROUNDS)):
+        if passed_over and int(round) >= ROUNDS:
+            break
         _queue_up(server, pool, crew, round)
         holder.tell("leave", round)
         passed(crew.random.uniform(0.0, LATEST_S))

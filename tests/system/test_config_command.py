@@ -141,7 +141,9 @@ def test_set_unset_and_no_change(daemon: Daemon) -> None:
     assert ok(daemon, "set", "gpu_lock.poll_interval", "1s").startswith("no change")
     assert ok(daemon, "get", "gpu_lock.poll_interval") == "1\n"
     assert "gpu_lock.max_wait_time: 300 -> 900" in ok(daemon, "unset", "gpu_lock.max_wait_time")
-    newest = said(daemon, "history")["revisions"]
+    assert "tasks.w.max_wait_time: (unset) -> 7200" in ok(daemon, "set", "tasks.w={max_wait_time: 2h}")
+    ok(daemon, "unset", "tasks.w")
+    newest = said(daemon, "history")["revisions"][2:]
     assert newest[1]["reason"] == "less load"
     assert newest[0]["origin"] == "cli"
 
@@ -168,6 +170,11 @@ def test_one_pool_may_differ(daemon: Daemon) -> None:
         (("set", "gpu_lock.poll_interval=soon"), 2, "'soon'"),
         (("set", "gpu_lock.poll_interval"), 2, "SETTING=VALUE"),
         (("set",), 2, "required"),
+        (("set", "gpu_lock.lock_timeout="), 2, "'gpulockd config unset gpu_lock.lock_timeout'"),
+        (("set", "gpu_lock.poll_interval=1", "gpu_lock.poll_interval=2"), 2, "said twice"),
+        (("set", "tasks.whisper={max_wait_time: "), 2, "is not YAML"),
+        (("set", "notify.webhooks.x.url=ftp://x"), 2, "https://host/path"),
+        (("rollback", "-1"), 2, "'-1' is no revision"),
         (("set", "redis.url=redis://h"), 2, "restart"),
         (("set", "gpu_lock.poll_interval=1", "--expect", "999"), 1, "999"),
         (("unset", "gpu_lok"), 2, "gpu_lok"),
@@ -181,7 +188,7 @@ def test_one_pool_may_differ(daemon: Daemon) -> None:
         (("apply", "--profile", "optimized", "--canary", "10%", "--hold", "1h", "--dry-run"), 2, "--dry-run"),
         (("diff", "0", "99999"), 1, "99999"),
         (("rollback", "99999"), 1, "99999"),
-        (("rollback", "x"), 2, "invalid int"),
+        (("rollback", "x"), 2, "no revision"),
         (("show", "gpu_lock", "--live"), 2, "--live"),
         (("sett",), 2, "did you mean 'set'"),
         ((), 2, ""),
@@ -242,6 +249,11 @@ def test_check_names_the_place_and_needs_no_daemon(tmp_path: Path) -> None:
     assert f"{bad}:3:3: unknown key 'gpu_lock.max_wait_tim'; did you mean 'max_wait_time'?" in said
     done = call(None, "config", "check", str(bad), "--json")
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (2, False)
+    bad.write_text(bad.read_text() + "notify: {webhooks: {a: {url: 'ftp://x'}}}\nalerts:\n  - {name: X}\n")
+    lines = refused(None, 2, "check", str(bad)).splitlines()
+    assert [line.split(":")[2:4] for line in lines[:3]] == [["3", "3"], ["6", "5"], ["4", "25"]], lines
+    bad.write_text("- a\n")
+    assert "not a list" in refused(None, 2, "check", str(bad))
     assert ok(None, "check", str(ROOT / "config.yml")).startswith(str(ROOT / "config.yml"))
 
 
@@ -291,8 +303,9 @@ def test_impact_reads_as_a_table(daemon: Daemon) -> None:
     ok(daemon, "set", "gpu_lock.poll_interval=1")
     text = ok(daemon, "impact")
     assert text.startswith("changed at 2")
+    assert "\n  gpu_lock.poll_interval: 2 -> 1\n" in text
     assert [line.split() for line in text.splitlines() if line.startswith("poll_interval")] == [
-        ["poll_interval", "2", "1"]
+        ["poll_interval", "2", "s", "1", "s"]
     ]
     assert said(daemon, "impact")["impact_summary"]
 
@@ -338,7 +351,10 @@ def test_the_script_rolls_back_by_socket(daemon: Daemon) -> None:
     done = script("0", "drill: 'quotes\" and \\ all'", GPULOCKD_SOCKET=daemon.socket)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("overall_status: healthy\n")
-    assert json.loads(done.stdout.splitlines()[0])["revision"]["reason"] == "drill: quotes and  all".replace("  ", " ")
+    assert "\n  gpu_lock.poll_interval: 9 -> 2\n" in done.stdout and "{" not in done.stdout
+    assert said(daemon, "history")["revisions"][0]["reason"] == "drill: quotes and all"
+    unknown = script("99999", GPULOCKD_SOCKET=daemon.socket)
+    assert (unknown.returncode, unknown.stdout) == (1, "") and "99999" in unknown.stderr
     assert ok(daemon, "get", "gpu_lock.poll_interval") == "2\n"
     again = script(GPULOCKD_SOCKET=daemon.socket)
     assert (again.returncode, "no change" in again.stdout) == (0, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ async def test_a_store_that_lost_everything_gets_the_configuration_back(own_serv
             assert await value(daemon, "gpu_lock.max_wait_time") == 123
         with redis.Redis.from_url(own_server.url) as store:
             await eventually(lambda: store.hget("gpulockd:{fleet}:config", "current") == str(before).encode(), 30)
+            await eventually(lambda: store.smembers("gpulockd:{fleet}:pools") == {b"flush-a", b"flush-b"}, 30)
+            for pool in ("flush-a", "flush-b"):
+                bases = f"gpulockd:{{fleet}}:bases:{pool}"
+                await eventually(partial(store.hexists, bases, "0"), 30)
+        audit = (await a.ask("GET", "/api/v1/config/audit")).json["audit"]
+        assert {"began", "revised", "restored"} <= {line["what"] for line in audit}, "it has no hole"
         await eventually(lambda: _is_changed(b), 30)
         await until_value(a, "gpu_lock.max_wait_time", 124)
         assert await number(a) == before + 1

@@ -88,7 +88,7 @@ def test_a_killed_waiter_is_passed_over_at_once(crew: Crew, server: Server, pool
 
 
 def _wait_for_fewer_subscriptions(server: Server, than: int) -> None:
-    until_blocking(lambda: _subscriptions(server) < than, BRISK.ttl)
+    until_blocking(lambda: _subscriptions(server) < than)
 
 
 def _subscriptions(server: Server) -> int:

@@ -13,7 +13,7 @@ from tests.system.commands import call
 from tests.system.holders import holders
 
 CONFIG = {"session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 1, "margin": 0.5, "claim_window": 2}}
-INSIDE = ("unshare", "--pid", "--fork", "--mount-proc")
+INSIDE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="needs root for a pid namespace of its own")
 
 

@@ -273,6 +273,14 @@ async def test_words_of_people_are_taken_or_refused_with_the_reason() -> None:
         assert (await found.ask("POST", "/rollout/resume", {}))["rollout"]["phase"] == "holding"
         await found.ask("POST", "/rollout/abort", {"reason": "wrong day"})
         assert "wrong day" in (await found.until("returned"))["why"]
+        own = wish | {"set": GOOD | {"rollout": {"timeout_rate": 1.0}}, "unvalidated": True}
+        refused = await found.any.ask("POST", "/api/v1/config/rollout", own)
+        assert refused.status == 422, refused.body
+        await found.ask("POST", "/rollout", wish)
+        await found.ask("POST", "/rollback", {"reason": "slow"})
+        assert "rolled the configuration back (slow)" in (await found.until("returned"))["why"], (
+            "nothing else was to do"
+        )
         lines = await found.audit()
         assert "paused it (lunch)" in lines
         assert "UNVALIDATED" not in lines

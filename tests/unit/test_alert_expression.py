@@ -14,7 +14,7 @@ from gpulockd.alerting.facts import FACTS, KINDS
 from gpulockd.alerting.rules import OWN_RULES, rules_of
 from gpulockd.settings.alerting import AlertsBlock
 
-NUMBERS = ("timeout_rate", "queue_length", "oldest_wait")
+NUMBERS = ("redis_cpu", "queue_length", "oldest_wait")
 TRUTHS = ("deadlock_detected", "monitor_health")
 SIGNS = {
     ">": operator.gt,
@@ -86,6 +86,8 @@ def test_a_condition_means_what_it_says(text: str, facts: dict[str, Any], expect
         ("not timeout_rate", "column 5: 'not' needs a condition"),
         ("1 > 0", "column 1: the condition names no fact"),
         ("", "column 1: the condition ends"),
+        ("timeout_rate > 10", "column 16: timeout_rate is a part of one and never more than 1 (100%)"),
+        ("95 > success_rate", "did you mean 95%?"),
         ("timeout_rate > 1e999", "column 16: '1e999' is too large"),
         ("(" * 200 + "deadlock_detected" + ")" * 200, "levels of parentheses"),
         ("__import__('os').system('id')", "has no meaning here"),

@@ -7,17 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpulockd.config.change import (
+    STAYS,
     base_as_of,
+    block_of,
     diff,
     lasting,
     live_diff,
+    needs_trial,
     previous_stable,
     refuse_restarts,
     restored,
+    sparing,
     spoken,
     values_of,
 )
-from gpulockd.config.live import live_for
+from gpulockd.config.live import Live, live_for
 from gpulockd.errors import ConfigError
 from gpulockd.ledger.revisions import Change, Revision
 from gpulockd.settings import Settings, merged, nested, settings_from
@@ -130,3 +134,38 @@ def test_the_way_back_leads_to_the_last_stable_revision_and_only_one_step(
 ) -> None:
     """Who asks twice, unsure whether the first time has worked, must not lose a good configuration as well."""
     assert previous_stable(current, known) == back_to
+
+
+def test_a_way_back_leaves_alone_who_is_told_of_it() -> None:
+    """A rollback once removed the channel that should have told of the timeouts."""
+    then = {"all": {"gpu_lock": {"poll_interval": 2.0}, "alerts": {"window": 60.0}}}
+    now: Live = {
+        "all": {"gpu_lock": {"poll_interval": 9.0}, "notify": {"webhooks": {"ops": {"url": "https://x"}}}},
+        "pools": {"a": {"gpu_lock": {"max_wait_time": 3.0}, "rollout": {"least_samples": 3}}},
+        "pins": {"a": ["gpu_lock.max_wait_time"]},
+    }
+    back = sparing(now, then, STAYS.__contains__)
+    assert back["all"] == {"gpu_lock": {"poll_interval": 2.0}, "notify": now["all"]["notify"]}
+    assert back["pools"] == {"a": {"rollout": {"least_samples": 3}}}
+    assert "pins" not in back
+    assert sparing(now, now, STAYS.__contains__) == now
+
+
+def test_a_pools_leaf_is_in_its_block_whatever_the_pool_is_called() -> None:
+    """Pools are hosts, with dots in their names."""
+    assert block_of("pools.gpu.example.org.gpu_lock.poll_interval") == "gpu_lock"
+    assert block_of("tasks.shop.render.max_wait_time") == "tasks"
+
+
+def test_only_what_a_trial_can_try_needs_one() -> None:
+    """`config.require_validation` must not stand in the way of its own end, nor of an alert channel."""
+    before = {"all": {"config": {"require_validation": True}}}
+    assert not needs_trial(before, {"all": {"notify": {"log": False}}, "pools": {"a.b": {"alerts": {"window": 9.0}}}})
+    assert needs_trial(before, {"all": {**before["all"], "gpu_lock": {"poll_interval": 1.0}}})
+    assert needs_trial(before, {**before, "pools": {"a.b": {"tasks": {"t": {"max_wait_time": 1.0}}}}})
+
+
+def test_lines_for_people_are_short() -> None:
+    """The rules of alerts are a page; the audit has a line."""
+    assert len(spoken([Change(path="alerts.rules", after=["x" * 500])])) < 100
+    assert spoken([Change(path=f"tasks.t{n}.max_wait_time", after=1.0) for n in range(20)]).endswith("and 8 more")

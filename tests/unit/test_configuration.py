@@ -18,6 +18,7 @@ from gpulockd import places
 from gpulockd.daemon import folders, logs
 from gpulockd.daemon.configuration import environment, load, load_layers, parsed, variables
 from gpulockd.daemon.notify import notify, watchdog_interval_s
+from gpulockd.daemon.plan import Options, said_by
 from gpulockd.errors import ConfigError
 from gpulockd.settings import Settings, checked, fitted, flat, leaves, value_at
 
@@ -347,3 +348,57 @@ def test_logs_are_json_off_the_terminal_and_sentences_on_it() -> None:
     assert "the private store runs" in first
     assert "store.started" in first
     assert "store.gone" in second
+
+
+def test_the_command_line_goes_over_file_and_environment_and_says_so(config: Path) -> None:
+    """`config show` once said the port of the file while the daemon listened at another."""
+    config.write_text("web: {listen: '127.0.0.1:1'}\nredis: {url: 'redis://a'}\n")
+    said = said_by(Options(listen="127.0.0.1:2", redis="embedded", simulate=0))
+    layers = load_layers(str(config), {"GPULOCKD_WEB_LISTEN": "127.0.0.1:3"}, command=said)
+    found = {path: (o.layer, o.where, o.value) for path, o in layers.origins().items()}
+    assert found["web.listen"] == ("command line", "--listen", "127.0.0.1:2")
+    assert found["gpus.simulate"] == ("command line", "--simulate", 0)
+    assert found["redis.url"] == ("command line", "--redis", "embedded")
+    assert said_by(Options()) == {}
+
+
+def test_an_empty_file_is_told_from_one_that_says_nothing(config: Path) -> None:
+    """An editor or a full disk leaves one behind; who means the defaults writes {}."""
+    for content, is_empty in (("", True), (" \n\n", True), ("{}", False), ("# nothing\n", False)):
+        config.write_text(content)
+        assert load_layers(str(config), {}).is_empty is is_empty
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "notify: {webhooks: {ops: {secret: *SEKRET}}}",
+        "notify: {webhooks: {ops: {secret:SEKRET}}}",
+        "notify: {webhooks: {ops: {timeout: SEKRET}}}",
+        "notify: {webhooks: {ops: {level: SEKRET}}}",
+        "notify: {webhooks: {ops: {secret: [SEKRET]}}}",
+        "notify: {webhooks: {ops: SEKRET}}",
+        "notify: {webhooks: SEKRET}",
+        "notify: {apprise: {p: {urls: tgram://SEKRET/x}}}",
+        "notify: {emails: {m: {to: SEKRET}}}",
+        "notify: {emails: {m: {port: SEKRET}}}",
+        "notify: {log: SEKRET}",
+        "notify: SEKRET",
+        "redis: SEKRET",
+        "redis: redis://:SEKRET@host/0",
+        "redis: {url: *SEKRET}",
+        "notify:\n  emails:\n    m:\n      password: SEKRET\n      password: SEKRET2\n",
+        "notify: {emails: {m: {password: !!int SEKRET}}}",
+        "notify: {emails: {m: {password: !SEKRET!x y}}}",
+        "notify: {emails: {m: {password: 'SEKRET' 'SEKRET'}}}",
+        "notify: {emails: {m: {password: &SEKRET a}, n: {password: &SEKRET b, ports: 1}}}",
+        "SEKRET",
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_an_error_never_shows_what_may_be_a_secret(text: str) -> None:
+    """Errors of the file go into the log, and into the audit that every user of the host can read."""
+    with pytest.raises(ConfigError) as refused:
+        parsed(text.encode(), "config.yml")
+    assert "SEKRET" not in refused.value.message
+    assert refused.value.message.startswith("config.yml:1:") or "password" in text

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpulockd.daemon.admission import Admit, LeaseWords, Leave
+from gpulockd.daemon.assertions import GuardsWord
 from gpulockd.daemon.callers import Caller
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.journal import Journal
@@ -57,3 +58,22 @@ async def test_a_lease_given_back_in_order_lets_the_next_one_in(tmp_path: Path) 
         assert answer["waits"] == "t2"
         guard.leave(first, Leave(lease="t1", token=1))
         assert said == [{"admitted": "t2", "token": 2}]
+
+
+async def test_only_a_guard_that_began_alone_trusts_in_time(tmp_path: Path) -> None:
+    """Whom a guard of before let in works on without belief; whom none let in believes for a ttl at most."""
+    with guard_in(tmp_path) as guard:
+        guard.doubtful = True
+        word = GuardsWord(guard)
+        assert not word.knows_all(after_ttl=True)
+        word.began_alone()
+        assert not word.knows_all(after_ttl=True), "its record was lost, not new"
+        guard.is_first = True
+        word.began_alone()
+        assert word.knows_all(after_ttl=True)
+        assert not word.knows_all()
+        guard.unproven.add("lease")
+        assert not word.knows_all(after_ttl=True)
+        guard.unproven.clear()
+        guard.doubtful = False
+        assert word.knows_all()

@@ -181,7 +181,7 @@ def test_events_that_were_lost_are_said_on_their_side() -> None:
     [
         ({}, {}, NO_DIFFERENCE),
         ({}, {"avg_wait_time": 5.0}, "keep it"),
-        ({}, {"avg_wait_time": 20.0, "wait_p95": 40.0}, "waits grew from 10.0 s to 20.0 s"),
+        ({}, {"avg_wait_time": 20.0, "wait_p95": 40.0}, "waits grew from 10 s to 20 s"),
         ({}, {"wait_p95": 40.0}, "the longest waits grew"),
         ({}, {"timeout_rate": 0.01, "success_rate": 0.99}, "timeouts fell from 2.0% to 1.0%"),
         ({}, {"success_rate": 0.9}, "success fell from 98.0% to 90.0%"),
@@ -193,6 +193,14 @@ def test_events_that_were_lost_are_said_on_their_side() -> None:
 def test_advice_follows_the_figures(before: dict[str, Any], after: dict[str, Any], word: str) -> None:
     """B-504: each rule speaks in the case that it is for."""
     assert any(word in line for line in advice(a_side(**before), a_side(**after)))
+
+
+def test_waits_that_nobody_feels_are_no_reason_to_go_back() -> None:
+    """18 ms that became 23 ms are 28 % more, and nothing at all."""
+    short, longer = a_side(avg_wait_time=0.018, wait_p95=0.02), a_side(avg_wait_time=0.023, wait_p95=0.09)
+    assert advice(short, longer) == (NO_DIFFERENCE,)
+    assert advice(longer, short) == (NO_DIFFERENCE,)
+    assert summary(short, longer).wait_time_improvement == "28% ↑"
 
 
 def test_the_weightiest_advice_is_the_recommendation() -> None:

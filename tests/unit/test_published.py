@@ -8,6 +8,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from gpulockd.client.published import InForce, Published, gpu_lock_for, share_of
+from gpulockd.config.results import Candidate
+from gpulockd.daemon.configuration import Layers
+from gpulockd.daemon.current import Current
+from gpulockd.daemon.inforce import InForce as DaemonInForce
 from gpulockd.errors import ConfigError
 from gpulockd.settings import GpuLockBlock
 
@@ -108,3 +112,28 @@ def test_a_variable_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch
         gpu_lock_for(POOL)
     monkeypatch.delenv(variable)
     assert now(POOL).max_wait_time == 100.0
+
+
+def test_clients_are_told_nothing_that_they_do_not_read() -> None:
+    """Whoever may take a lock can read what a pool publishes, so no secret of the daemon's may be in it."""
+    secret = {
+        "notify": {
+            "webhooks": {"ops": {"url": "https://hooks.example/SEKRET", "secret": "SEKRET"}},
+            "emails": {"m": {"host": "h", "sender": "a@b", "to": ["c@d"], "password": "SEKRET"}},
+            "apprise": {"p": {"urls": ["tgram://SEKRET/x"]}},
+        },
+        "redis": {"url": "redis://:SEKRET@h/0"},
+        "web": {"listen": "127.0.0.1:1"},
+        "alerts": {"window": 100.0},
+    }
+    live = {"gpu_lock": {"poll_interval": 0.25}, "tasks": {"a": {"max_wait_time": 7.0}}}
+    layers = Layers(file="config.yml", file_tree=secret)
+    in_force = DaemonInForce("p", Current(layers.settings()), layers)
+    doc = {"all": {"notify": secret["notify"], "alerts": {"window": 101.0}}, "pools": {"p": live}}
+    in_force.take(doc, 3)
+    in_force.try_out(Candidate(live=doc, revision=3, rollout="r", below=0.5), 3)
+    said = in_force.published(3)
+    blocks = {"gpu_lock", "tasks", "session", "gpu_lock_monitor", "settle"}
+    assert set(said) == {*blocks, "require_guard", "revision", "live", "candidate"}
+    assert said["live"] == said["candidate"]["live"] == live
+    assert "SEKRET" not in repr(said)

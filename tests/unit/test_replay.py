@@ -187,3 +187,11 @@ def test_the_truth_is_always_within_the_range(lengths: list[int], limit_ms: int,
     assert found.least <= truth <= found.most
     exact = over(Distribution.of(lengths), limit_ms, lengths)
     assert exact.least == truth == exact.most
+
+
+def test_a_change_that_no_record_tells_of_says_so() -> None:
+    """Holds and waits that nothing touches are no answer to whoever proposes another poll_interval."""
+    record = {"t": TaskRecord(tally=of([MINUTE_MS] * 9, [MINUTE_MS] * 9))}
+    found = dry_run(settings_from({"gpu_lock": {"poll_interval": 0.7}}), record, present=settings_from({}))
+    assert found.text.startswith("it changes no limit of holds or waits") and "bench config" in found.text
+    assert [note.split(" ")[0] for note in found.notes] == ["poll"]

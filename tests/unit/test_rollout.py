@@ -8,28 +8,21 @@ import msgspec
 import pytest
 
 from gpulockd.config import gates
+from gpulockd.config.change import refuse_own_judges
 from gpulockd.config.gates import Counted, more, tripped
-from gpulockd.config.rollout import TABLE, begin, commanded, counted, moved, step, told
+from gpulockd.config.live import ALL, changed
+from gpulockd.config.rollout import TABLE, begin, commanded, counted, given_up, moved, step, told
 from gpulockd.config.shares import pools_in, size_of, threshold
-from gpulockd.config.staged import Facts, NotNow, Revise, Rollout, Said, Stage, TakeBack, Tell
+from gpulockd.config.staged import Agreed, Facts, NotNow, Revise, Rollout, Said, Stage, TakeBack, Tell
+from gpulockd.errors import ConfigError
 from gpulockd.ledger.tally import Outcome
+from gpulockd.settings import RolloutBlock
 
 HOUR_MS = 3_600_000
 HOSTS = tuple(f"host-{n}" for n in range(10))
 
 
-class Block(msgspec.Struct, frozen=True):
-    """The documented limits."""
-
-    success_rate: float = 0.95
-    failure_rate: float = 0.1
-    timeout_rate: float = 0.05
-    redis_cpu: float = 0.8
-    least_samples: int = 20
-    require_approval: bool = True
-
-
-LIMITS = Block()
+LIMITS = Agreed()
 DOCUMENTED = (Stage(0.1, 86_400), Stage(0.5, 172_800))
 
 
@@ -65,7 +58,7 @@ def badly(rollout: Rollout, good: int, *, timed_out: int = 0, failed: int = 0) -
 
 def after(rollout: Rollout, hours: float, **fields: Any) -> Rollout:
     """The rollout after a look at that hour."""
-    return step(rollout, at(hours, **fields), LIMITS)[0]
+    return step(rollout, at(hours, **fields))[0]
 
 
 def test_the_documented_stages_end_with_an_approval_before_all() -> None:
@@ -78,32 +71,54 @@ def test_the_documented_stages_end_with_an_approval_before_all() -> None:
     assert set(canary.pools) < set(half.pools), "who is in stays in"
     half = well(half)
     assert after(half, 71.9) == half
-    waiting, todo = step(half, at(72), LIMITS)
+    waiting, todo = step(half, at(72))
     assert waiting.phase == "awaiting"
     assert not any(isinstance(one, Revise) for one in todo), "nobody goes on without a person"
     assert after(waiting, 1000).phase == "awaiting"
-    approved = commanded(waiting, "approve", at(1001), LIMITS, author="lead")
+    approved = commanded(waiting, "approve", at(1001), author="lead")
     assert (approved.phase, approved.approved_by) == ("finishing", "lead")
-    assert Revise() in step(approved, at(1001), LIMITS)[1]
+    assert Revise() in step(approved, at(1001))[1]
     assert moved(approved, "revised", at(1001), Said("all")).phase == "done"
 
 
 def test_a_line_for_the_audit_stays_until_it_is_told() -> None:
     """A driver that dies between the decision and its audit line must not leave a gap in it."""
     rollout = new()
-    todo = step(rollout, at(0), LIMITS)[1]
+    todo = step(rollout, at(0))[1]
     assert len(todo) == 1
     assert isinstance(todo[0], Tell)
     assert "UNVALIDATED" in todo[0].lines[0].text, "B-203"
     assert "10%" in todo[0].lines[0].text
     assert rollout.pools[0] in todo[0].lines[0].text
-    assert step(told(rollout, todo[0].lines), at(0), LIMITS)[1] == ()
+    assert step(told(rollout, todo[0].lines), at(0))[1] == ()
 
 
 def test_without_an_approval_being_required_all_come_after_the_last_stage() -> None:
     """A fleet of tests and of one person needs no ceremony."""
-    half = well(after(well(new()), 24))
-    assert step(half, at(72), Block(require_approval=False))[0].phase == "finishing"
+    half = well(after(well(new(limits=Agreed(require_approval=False))), 24))
+    assert after(half, 72).phase == "finishing"
+
+
+def test_a_rollout_goes_by_the_limits_of_its_beginning() -> None:
+    """They are in its state: the daemon that drives may go by the candidate, and its gates may be wide open."""
+    strict = badly(new(limits=Agreed.of(RolloutBlock(timeout_rate=0.01))), 98, timed_out=2)
+    assert after(strict, 1).phase == "returning"
+    kept = msgspec.convert(msgspec.to_builtins(strict), Rollout)
+    assert kept.limits.timeout_rate == 0.01
+    assert msgspec.to_builtins(Agreed()) == {}
+    assert Agreed.of(RolloutBlock()) == Agreed(), "what a state says nothing of are the documented ones"
+
+
+@pytest.mark.parametrize("tree", [{"rollout": {"timeout_rate": 1.0}}, {"config": {"auto_rollback": False}}])
+def test_a_candidate_brings_no_judges_of_its_own(tree: dict[str, Any]) -> None:
+    """One that opens its gates and needs no approval would always be found good."""
+    live: dict[str, Any] = {"all": {"gpu_lock": {"poll_interval": 1.0}}}
+    own = {"gpu_lock": {"poll_interval": 0.5}}
+    refuse_own_judges(live, changed(live, own, scope=ALL))
+    with pytest.raises(ConfigError, match="is judged by this"):
+        refuse_own_judges(live, changed(live, own | tree, scope=ALL))
+    with pytest.raises(ConfigError, match="is judged by this"):
+        refuse_own_judges(changed(live, tree, scope=ALL), live)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_a_canary_with_few_attempts_of_which_one_failed_goes_back() -> None:
 def test_it_goes_back_until_every_host_has_taken_the_candidate_back() -> None:
     """A host whose daemon is down still publishes it, and "returned" would be a lie."""
     bad = badly(new(), 10, timed_out=10)
-    back, todo = step(bad, at(1, carrying=frozenset(bad.pools)), LIMITS)
+    back, todo = step(bad, at(1, carrying=frozenset(bad.pools)))
     assert back.phase == "returning"
     assert todo[-1] == TakeBack(bad.pools)
     assert back.carries(bad.pools[0]) == 0
@@ -181,18 +196,18 @@ def test_it_goes_back_until_every_host_has_taken_the_candidate_back() -> None:
 
 def test_a_pause_stops_the_clock_and_not_the_gates() -> None:
     """Whoever looks into something must not find it widened meanwhile, nor a bad candidate kept."""
-    paused = commanded(well(new()), "pause", at(10), LIMITS, author="ops")
+    paused = commanded(well(new()), "pause", at(10), author="ops")
     assert after(paused, 500).phase == "paused"
     assert after(badly(paused, 0, timed_out=100), 500).phase == "returning"
-    resumed = commanded(paused, "resume", at(500), LIMITS, author="ops")
+    resumed = commanded(paused, "resume", at(500), author="ops")
     assert after(resumed, 513.9).stage == 0
     assert after(resumed, 514).stage == 1
 
 
 def test_an_abort_goes_back_from_every_phase_that_holds() -> None:
     """The way out is always open."""
-    for rollout in (new(), commanded(new(), "pause", at(1), LIMITS, author="ops")):
-        back = commanded(rollout, "abort", at(2), LIMITS, author="ops", reason="wrong day")
+    for rollout in (new(), commanded(new(), "pause", at(1), author="ops")):
+        back = commanded(rollout, "abort", at(2), author="ops", reason="wrong day")
         assert back.phase == "returning"
         assert back.why == "ops aborted it (wrong day)"
 
@@ -204,28 +219,38 @@ Command = Literal["approve", "pause", "resume", "abort"]
 def test_what_does_not_fit_the_phase_is_refused_with_the_reason(command: Command) -> None:
     """An approval in advance would be one of nothing."""
     with pytest.raises(NotNow, match="a stage holds"):
-        commanded(new(), command, at(1), LIMITS, author="ops")
+        commanded(new(), command, at(1), author="ops")
 
 
 def test_an_approval_comes_too_late_where_a_gate_has_closed() -> None:
     """A person approves what was seen, and the gate has seen more."""
     waiting = after(well(after(well(new()), 24)), 72)
     with pytest.raises(NotNow, match="goes back"):
-        commanded(badly(waiting, 0, timed_out=50), "approve", at(73), LIMITS, author="lead")
+        commanded(badly(waiting, 0, timed_out=50), "approve", at(73), author="lead")
 
 
 def test_a_change_by_others_lets_the_stage_begin_again() -> None:
     """What was measured over another configuration proves nothing of this one."""
-    again = after(well(new()), 20, revision=4, origin="cli")
+    again = after(well(new()), 20, revision=4)
     assert (again.base, again.stage, again.began_ms, again.counted) == (4, 0, 20 * HOUR_MS, Counted())
 
 
 def test_a_rollback_ends_the_rollout() -> None:
     """Who rolls back wants the stable configuration everywhere."""
-    back = after(well(new()), 20, revision=4, origin="auto_rollback")
+    back = after(well(new()), 20, revision=4, rolled_back=True)
     assert back.phase == "returning"
-    finishing = commanded(after(well(after(well(new()), 24)), 72), "approve", at(73), LIMITS, author="lead")
-    assert after(finishing, 74, revision=5, origin="rollback").phase == "returning"
+    finishing = commanded(after(well(after(well(new()), 24)), 72), "approve", at(73), author="lead")
+    assert after(finishing, 74, revision=5, rolled_back=True).phase == "returning"
+
+
+def test_a_rollback_that_made_no_revision_ends_the_rollout_too() -> None:
+    """The stable configuration may be in force for all but the share, and that share is what a person wants back."""
+    waiting = after(well(after(well(new()), 24)), 72)
+    for rollout in (new(), waiting, commanded(waiting, "approve", at(73), author="lead")):
+        back = given_up(rollout, at(73), author="ana", reason="slow")
+        assert (back.phase, back.why) == ("returning", "ana rolled the configuration back (slow)")
+    over = after(given_up(new(), at(1), author="ana"), 2)
+    assert given_up(over, at(3), author="ana") == over
 
 
 def test_a_canary_whose_hosts_are_gone_at_its_end_begins_again_with_others() -> None:
@@ -233,7 +258,7 @@ def test_a_canary_whose_hosts_are_gone_at_its_end_begins_again_with_others() -> 
     rollout = well(new())
     living = tuple(host for host in HOSTS if host not in rollout.pools)
     assert after(rollout, 20, living=living) == rollout
-    again, todo = step(rollout, at(24, living=living, carrying=frozenset(rollout.pools)), LIMITS)
+    again, todo = step(rollout, at(24, living=living, carrying=frozenset(rollout.pools)))
     assert TakeBack(rollout.pools) in todo, "its programs still go by the candidate"
     assert again.pools
     assert set(again.pools) <= set(living)

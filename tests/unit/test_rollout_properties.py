@@ -12,22 +12,14 @@ from hypothesis import strategies as st
 
 from gpulockd.config.gates import tripped
 from gpulockd.config.rollout import PATIENCE, begin, commanded, counted, moved, step
-from gpulockd.config.staged import Facts, NotNow, Revise, Rollout, Said, Stage
+from gpulockd.config.staged import Agreed, Facts, NotNow, Revise, Rollout, Said, Stage
 
 OUTCOMES = ["acquired", "acquired", "acquired", "timed_out", "failed", "withdrawn"]
 NAMES = [f"h{n}" for n in range(8)]
 
 
-class Block(msgspec.Struct, frozen=True):
-    """Limits that few attempts can reach."""
-
-    success_rate: float = 0.9
-    failure_rate: float = 0.2
-    timeout_rate: float = 0.1
-    redis_cpu: float = 0.8
-    least_samples: int = 5
-    require_approval: bool = True
-
+LIMITS = Agreed(success_rate=0.9, failure_rate=0.2, timeout_rate=0.1, least_samples=5)
+"""Limits that few attempts can reach."""
 
 happenings = st.one_of(
     st.tuples(st.just("time"), st.integers(1, 30_000)),
@@ -56,12 +48,13 @@ class Course:
     """A rollout to which things happen, and what must hold after each."""
 
     def __init__(self, unit: Any, approval: bool) -> None:
-        self.limits = Block(require_approval=approval)
+        self.limits = msgspec.structs.replace(LIMITS, require_approval=approval)
         self.facts = Facts(elapsed_ms=0, wall_ms=0, living=tuple(NAMES), places=(0.1, 0.5), revision=1)
         stages = (Stage(0.1, 10), Stage(0.5, 20))
         pools = ("h0",) if unit == "sessions" else ()
         self.rollout = begin(
-            Rollout(id="r", author="a", reason="", stages=stages, unit=unit, base=1, pools=pools), self.facts
+            Rollout(id="r", author="a", reason="", stages=stages, unit=unit, base=1, pools=pools, limits=self.limits),
+            self.facts,
         )
 
     def happen(self, what: str, value: Any) -> None:
@@ -79,7 +72,8 @@ class Course:
         elif what in ("living", "places"):
             self.facts = msgspec.structs.replace(self.facts, **{what: tuple(sorted(value))})
         elif what == "revision":
-            self.facts = msgspec.structs.replace(self.facts, revision=self.facts.revision + 1, origin=value)
+            number = self.facts.revision + 1
+            self.facts = msgspec.structs.replace(self.facts, revision=number, rolled_back=value == "rollback")
         elif what == "command":
             self.command(value)
         elif what == "revised":
@@ -90,17 +84,17 @@ class Course:
         """Let a person want something."""
         before = self.rollout
         try:
-            self.rollout = commanded(before, name, self.facts, self.limits, author="ops")
+            self.rollout = commanded(before, name, self.facts, author="ops")
         except NotNow:
             return
         if name == "approve":
-            assert step(before, self.facts, self.limits)[0].phase == "awaiting"
+            assert step(before, self.facts)[0].phase == "awaiting"
             assert tripped(before.counted, self.limits) is None
 
     def look(self, before: Rollout) -> None:
         """A driver looks; then the law must hold."""
         looked_at = self.rollout
-        self.rollout, todo = step(looked_at, self.facts, self.limits)
+        self.rollout, todo = step(looked_at, self.facts)
         self.never_forward_through_a_closed_gate(looked_at)
         self.never_wider_than_the_share(looked_at)
         if before.phase in ("returning", "returned"):

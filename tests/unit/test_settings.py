@@ -177,14 +177,14 @@ def test_a_task_may_have_limits_of_its_own_beside_the_usual_ones() -> None:
         "short": {"hard_timeout": "1m"},
         "long": {"hard_timeout": "10h", "warning": "4h"},
         "all": {"warning": "3h", "soft_timeout": "4h", "hard_timeout": "5h"},
-        "waits": {"max_wait_time": "2h", "lock_timeout": 1, "poll_interval": "50ms"},
+        "waits": {"max_wait_time": "2h", "lock_timeout": 20, "poll_interval": "50ms"},
     }
     said = settings_from({"tasks": tasks})
     assert said.tasks["long"].warning == 4 * 3600
     waits = said.gpu_lock_of("waits")
     assert (waits.max_wait_time, waits.lock_timeout, waits.poll_interval, waits.max_poll_interval) == (
         7200,
-        1,
+        20,
         0.05,
         10,
     )
@@ -242,3 +242,14 @@ def test_a_program_that_uses_a_lock_loads_neither_yaml_nor_difflib() -> None:
     code = "import sys, gpulockd.client.lock; print([m for m in ('ruamel', 'difflib', 'yaml') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("block", ["gpu_lock", "tasks.shop.render", "profiles.mine"])
+def test_a_lock_timeout_leaves_a_healthy_program_time_for_its_next_sign_of_life(block: str) -> None:
+    """With 1 s, and a keepalive of 5 s, a program that was well lost its gpu."""
+    path = f"{block}.lock_timeout"
+    with pytest.raises(ConfigError, match=r"shorter than the 20 s of session\.ttl") as refused:
+        settings_from(nested({path: 1}))
+    assert refused.value.path == path
+    quick = {"session": {"ttl": 2.0, "keepalive": 0.3, "rpc_deadline": 0.4, "margin": 0.1, "claim_window": 0.5}}
+    settings_from(nested({path: 2}) | quick)

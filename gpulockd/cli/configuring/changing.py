@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gpulockd.cli import http
 from gpulockd.cli.configuring.telling import Record, ask_slowly, change_lines, diff_lines, printed, value_text
-from gpulockd.cli.options import Parser
+from gpulockd.cli.options import Parser, revision
 from gpulockd.cli.talk import OK, USAGE, CommandError, say
 
 
@@ -16,7 +17,36 @@ def set(words: Sequence[str]) -> int:  # the command's own name
     parser.add_argument("values", nargs="+", metavar="SETTING=VALUE", help="or one SETTING VALUE")
     add_flags(parser)
     args = parser.parse_args(words)
-    return send(args, {"assign": _assigned(args.values)}, json=args.json)
+    return send(args, _change(_assigned(args.values)), json=args.json)
+
+
+def _change(said: dict[str, str]) -> Record:
+    """What is said by SETTING=VALUE: texts, and blocks and lists as a file would have them."""
+    change: Record = {"assign": {}, "set": {}}
+    for name, text in said.items():
+        block = _block(name, text) if text[:1] in ("{", "[") else None
+        if block is None:
+            change["assign"][name] = text
+        else:
+            change["set"][name] = block
+    return {part: values for part, values in change.items() if values}
+
+
+def _block(name: str, text: str) -> Any:
+    """A block or a list as plain values; None if nothing is installed that reads it.
+
+    :raises CommandError: if it is not YAML
+    """
+    try:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+    except ImportError:
+        return None
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        what = f"config set: {name}: the value is not YAML"
+        raise CommandError(what, "such as: {max_wait_time: 2h}", USAGE) from None
 
 
 def unset(words: Sequence[str]) -> int:
@@ -32,7 +62,7 @@ def add_flags(parser: Parser) -> None:
     """Add what every change takes."""
     parser.add_argument("--pool", metavar="NAME", help="only for this pool; default: the whole fleet")
     parser.add_argument("--reason", metavar="TEXT", default="", help="why, for history and audit")
-    parser.add_argument("--expect", metavar="N", type=int, help="only if revision N is still in force")
+    parser.add_argument("--expect", metavar="N", type=revision, help="only if revision N is still in force")
     parser.add_argument("--dry-run", action="store_true", help="say what would change, and what it would have done")
     parser.add_argument("--unvalidated", action="store_true", help="also where config.require_validation is on")
     parser.json_flag()
@@ -76,7 +106,7 @@ def tell(said: Record) -> None:
 def _tell_replay(replay: object) -> None:
     """Print what the change would have done to what was recorded."""
     if isinstance(replay, dict) and "text" in replay:
-        replay = replay["text"]
+        replay = [replay["text"], *(f"note: {note}" for note in replay.get("notes") or ())]
     if isinstance(replay, dict):
         print("\n".join(f"{name}: {value_text(value)}" for name, value in replay.items()))
     elif isinstance(replay, list):
@@ -87,13 +117,18 @@ def _tell_replay(replay: object) -> None:
 
 def _assigned(values: Sequence[str]) -> dict[str, str]:
     if len(values) == 2 and "=" not in values[0]:
-        return {values[0]: values[1]}
-    found = {}
+        values = ["=".join(values)]
+    found: dict[str, str] = {}
     for text in values:
         name, is_set, value = text.partition("=")
         if not is_set or not name.strip():
             raise CommandError(
                 f"config set: {text!r} is no SETTING=VALUE", "such as: gpu_lock.poll_interval=500ms", USAGE
             )
-        found[name.strip()] = value.strip()
+        name, value = name.strip(), value.strip()
+        if not value:
+            cure = f"'gpulockd config unset {name}' takes it back to what file and environment say"
+            raise CommandError(f"config set: {name} has no value", cure, USAGE)
+        if found.setdefault(name, value) != value:
+            raise CommandError(f"config set: {name} is said twice, and differently", "say it once", USAGE)
     return found

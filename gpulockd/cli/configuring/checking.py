@@ -6,11 +6,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from gpulockd.cli.configuring.telling import Record, printed
 from gpulockd.cli.options import Parser
-from gpulockd.cli.talk import OK, USAGE, CommandError
+from gpulockd.cli.talk import OK, USAGE, CommandError, say
 from gpulockd.errors import ConfigError
 
 STANDARD_INPUT = "-"
@@ -26,11 +27,13 @@ def check(words: Sequence[str]) -> int:
     environ: Mapping[str, str] = os.environ if args.environment or args.file is None else {}
     try:
         found, count = _checked(args.file, environ)
-    except ConfigError as wrong:
+    except _Wrong as wrong:
         if args.json:
-            printed({"file": args.file, "ok": False, "error": wrong.message})
+            printed({"file": args.file, "ok": False, "error": wrong.messages[0], "errors": list(wrong.messages)})
             return USAGE
-        raise CommandError(wrong.message, "correct it, then check again", USAGE) from None
+        for message in wrong.messages[:-1]:
+            say(message)
+        raise CommandError(wrong.messages[-1], "correct it, then check again", USAGE) from None
     if args.json:
         printed({"file": found, "ok": True, "settings": count})
     elif found is None:
@@ -40,16 +43,33 @@ def check(words: Sequence[str]) -> int:
     return OK
 
 
+class _Wrong(Exception):
+    """All that is wrong, each with its place."""
+
+    def __init__(self, messages: tuple[str, ...]) -> None:
+        super().__init__(*messages)
+        self.messages = messages
+
+
 def _checked(file: str | None, environ: Mapping[str, str]) -> tuple[str | None, int]:
+    """:raises _Wrong: if no daemon could start with it"""
     from gpulockd.daemon.configuration import load_layers
+    from gpulockd.daemon.configuration.file import find
+    from gpulockd.daemon.configuration.troubles import troubles
     from gpulockd.settings import flat
+    from gpulockd.settings.alerting import check_addresses
 
     with named(file) as path:
         try:
             layers = load_layers(path, environ)
             layers.settings()
+            check_addresses(layers.base)
         except ConfigError as wrong:
-            raise renamed(wrong, path, file) from None
+            found: tuple[ConfigError, ...] = ()
+            with suppress(OSError, ConfigError):
+                read = find(path, environ) or ""
+                found = troubles(Path(read).read_bytes(), read)
+            raise _Wrong(tuple(renamed(one, path, file).message for one in found or (wrong,))) from None
         return (file if path != file else layers.file), len(flat(layers.base))
 
 

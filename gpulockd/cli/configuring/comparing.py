@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gpulockd.cli import http
-from gpulockd.cli.configuring.telling import Record, ask_slowly, printed, value_text, when
-from gpulockd.cli.options import Parser
+from gpulockd.cli.configuring.telling import Record, ask_slowly, change_lines, printed, when
+from gpulockd.cli.options import Parser, revision
 from gpulockd.cli.talk import OK, table
 
 PATH = "/api/v1/monitoring/gpu-lock/config-impact"
-HEAD = ("", "BEFORE", "AFTER")
+HEAD = ("", "BEFORE", "AFTER", "CHANGE")
+LONGEST_VALUE = 60
 MOMENTS = ("since", "until")
-NOT_SHOWN = ("exact", "missed", "gpu_lock", "advice", "enough_samples", "least_samples")
+SHARES = ("success_rate", "timeout_rate", "failure_rate", "redis_cpu", "redis_cpu_most", "busy_share")
+WAITS = ("poll_interval", "avg_wait_time", "wait_p50", "wait_p95")
+ROWS = (
+    ("from", "since", ""),
+    ("to", "until", ""),
+    ("poll_interval", "poll_interval", ""),
+    ("attempts", "attempts", ""),
+    ("mean wait", "avg_wait_time", "wait_time_improvement"),
+    ("half waited less than", "wait_p50", ""),
+    ("95% waited less than", "wait_p95", "wait_p95_change"),
+    ("got the lock", "success_rate", "success_rate_change"),
+    ("timed out", "timeout_rate", "timeout_rate_change"),
+    ("failed or timed out", "failure_rate", ""),
+    ("holds", "holds", ""),
+    ("holds an hour", "holds_per_hour", "holds_per_hour_change"),
+    ("GPUs were held", "busy_share", "busy_share_change"),
+    ("Redis, of a core", "redis_cpu", "redis_cpu_change"),
+    ("Redis at most", "redis_cpu_most", ""),
+    ("events lost", "missed", ""),
+)
+"""What is shown: its name, the field of both sides, and the one that says how it has changed."""
 
 
 def impact(words: Sequence[str]) -> int:
     """Print both sides, and the advice that follows from them."""
     parser = Parser("config impact", "How it went before the last change, or revision N, and after it.")
-    parser.add_argument("revision", nargs="?", type=int, metavar="N", help="default: the newest one")
+    parser.add_argument("revision", nargs="?", type=revision, metavar="N", help="default: the newest one")
     parser.json_flag()
     args = parser.parse_args(words)
     query = "" if args.revision is None else f"?revision={args.revision}"
@@ -35,24 +57,30 @@ def impact(words: Sequence[str]) -> int:
 
 def _tell(said: Record) -> None:
     before, after = said.get("before") or {}, said.get("after") or {}
-    print(f"changed at {said['config_change_time']}")
-    names = [name for name in dict.fromkeys([*before, *after]) if name not in NOT_SHOWN]
-    rows = [(name, _text(name, before.get(name)), _text(name, after.get(name))) for name in names]
-    print(table(HEAD, [row for row in rows if row[1] or row[2]]))
     summary = said.get("impact_summary") or {}
-    for name, value in summary.items():
-        if name not in NOT_SHOWN and value not in (None, ""):
-            print(f"{name}: {_text(name, value)}")
-    for line in summary.get("advice") or []:
-        if line != summary.get("recommendation"):
+    why = f" ({said['reason']})" if said.get("reason") else ""
+    print(f"changed at {said['config_change_time']}: revision {said['revision']} by {said['author']}{why}")
+    for line in change_lines(said.get("diff") or (), LONGEST_VALUE):
+        print(f"  {line}")
+    rows = [
+        (title, _text(name, before.get(name)), _text(name, after.get(name)), str(summary.get(change) or ""))
+        for title, name, change in ROWS
+    ]
+    print(table(HEAD, [row for row in rows if row[1] or row[2]]))
+    if not summary.get("enough_samples", True):
+        print("too few attempts to compare; the numbers are what there is")
+    elif summary.get("timeouts_beyond_chance") is False:
+        print("the timeouts differ by no more than chance")
+    for line in summary.get("advice") or [summary.get("recommendation")]:
+        if line:
             print(f"advice: {line}")
 
 
-def _text(name: str, value: object) -> str:
-    if value is None or isinstance(value, dict):
+def _text(name: str, value: Any) -> str:
+    if value is None:
         return ""
-    if name in MOMENTS and isinstance(value, int | float):
+    if name in MOMENTS:
         return when(value * 1000)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else value_text(value)
+    if name in SHARES:
+        return f"{value:.1%}"
+    return f"{value:.3g} s" if name in WAITS else f"{value:.4g}"

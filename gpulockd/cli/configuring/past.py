@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 from gpulockd.cli import http
 from gpulockd.cli.configuring.telling import Record, change_lines, diff_lines, printed, when
-from gpulockd.cli.options import Parser
+from gpulockd.cli.options import Parser, revision
 from gpulockd.cli.talk import OK, table
 
 HEAD = ("", "REVISION", "WHEN", "WHO", "BY", "STABLE", "WHAT")
 SHOWN_CHANGES = 3
+LONGEST_VALUE = 40
+"""Longer values are cut; `diff` and --json have them whole."""
 
 
 def history(words: Sequence[str]) -> int:
     """Print the revisions, the newest first."""
     parser = Parser("config history", "The revisions, the newest first; > is the one in force.")
     parser.add_argument("-n", "--count", type=int, default=20, metavar="N", help="how many (20)")
-    parser.add_argument("--before", type=int, metavar="N", help="only those before revision N")
+    parser.add_argument("--before", type=revision, metavar="N", help="only those before revision N")
     parser.json_flag()
     args = parser.parse_args(words)
     before = "" if args.before is None else f"&before={max(0, args.before)}"
@@ -45,7 +47,7 @@ def _row(revision: Record, said: Record) -> tuple[str, ...]:
 
 
 def _what(revision: Record) -> str:
-    lines = change_lines(revision["diff"])
+    lines = change_lines(revision["diff"], LONGEST_VALUE)
     more = f" and {len(lines) - SHOWN_CHANGES} more" if len(lines) > SHOWN_CHANGES else ""
     where = f"[{revision['pool']}]" if revision.get("pool") else ""
     reason = f"({revision['reason']})" if revision["reason"] else ""
@@ -57,8 +59,8 @@ def _what(revision: Record) -> str:
 def diff(words: Sequence[str]) -> int:
     """Print what differs between two revisions."""
     parser = Parser("config diff", "What differs between revisions A and B, as this pool's daemon goes by them.")
-    parser.add_argument("older", nargs="?", type=int, metavar="A", help="default: the last stable one")
-    parser.add_argument("newer", nargs="?", type=int, metavar="B", help="default: the one in force")
+    parser.add_argument("older", nargs="?", type=revision, metavar="A", help="default: the last stable one")
+    parser.add_argument("newer", nargs="?", type=revision, metavar="B", help="default: the one in force")
     parser.json_flag()
     args = parser.parse_args(words)
     query = "&".join(f"{name}={getattr(args, name)}" for name in ("older", "newer") if getattr(args, name) is not None)

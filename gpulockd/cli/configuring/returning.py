@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 
 from gpulockd.cli import http
-from gpulockd.cli.configuring.telling import Record, ask_slowly, change_lines, printed, value_text
-from gpulockd.cli.options import Parser
+from gpulockd.cli.configuring.telling import Record, ask_slowly, printed
+from gpulockd.cli.options import Parser, revision
 from gpulockd.cli.talk import NEGATIVE, OK, CommandError, paint, say
 
 _COLOURS = {"healthy": "green", "warning": "yellow", "critical": "red"}
@@ -17,14 +17,18 @@ _COLOURS = {"healthy": "green", "warning": "yellow", "critical": "red"}
 def rollback(words: Sequence[str]) -> int:
     """Roll back; 0 if the system was seen to be well afterwards, else 1."""
     parser = Parser("config rollback", "Bring the last stable revision, or revision N, into force again. No question.")
-    parser.add_argument("to", nargs="?", type=int, metavar="N", help="default: the last stable one")
+    parser.add_argument("to", nargs="?", type=revision, metavar="N", help="default: the last stable one")
     parser.add_argument("--reason", metavar="TEXT", default="", help="why, for history and audit")
+    parser.add_argument("--all", action="store_true", help="also notify, alerts, config and rollout, else left alone")
     parser.add_argument("--restart", metavar="COMMAND", help="run this afterwards, such as a restart of your services")
     parser.json_flag()
     args = parser.parse_args(words)
     with http.find() as daemon:
         said = ask_slowly(
-            daemon, "POST", "/api/v1/config/rollback", {"to": args.to, "reason": args.reason, "origin": "cli"}
+            daemon,
+            "POST",
+            "/api/v1/config/rollback",
+            {"to": args.to, "all": args.all, "reason": args.reason, "origin": "cli"},
         )
     if args.json:
         printed(said)
@@ -36,13 +40,9 @@ def rollback(words: Sequence[str]) -> int:
 
 
 def _tell(said: Record) -> None:
-    print(f"{said['message']} ({said['took_s']:.1f} s)")
-    for line in change_lines(said["diff"]):
-        print(f"  {line}")
-    for name, value in said["checks"].items():
-        print(f"check {name}: {value if isinstance(value, str) else value_text(value)}")
+    *lines, _ = str(said["text"]).splitlines()
     status = str(said["overall_status"])
-    print(f"overall_status: {paint(status, _COLOURS.get(status, 'bold'))}")
+    print("\n".join([*lines, f"overall_status: {paint(status, _COLOURS.get(status, 'bold'))}"]))
 
 
 def _restart(command: str) -> None:

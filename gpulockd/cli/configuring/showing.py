@@ -6,7 +6,17 @@ import difflib
 from collections.abc import Sequence
 
 from gpulockd.cli import http
-from gpulockd.cli.configuring.telling import Record, at, flat, printed, revision_text, value_text, yaml_lines
+from gpulockd.cli.configuring.telling import (
+    Record,
+    at,
+    cut,
+    flat,
+    printed,
+    revision_text,
+    room,
+    value_text,
+    yaml_lines,
+)
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, say, table
 
@@ -85,6 +95,9 @@ def _heading(said: Record) -> list[str]:
 
 
 def _origins(said: Record) -> str:
-    rows = [(one["path"], value_text(one["value"]), one["layer"], one["where"]) for one in said["origins"]]
+    known = said["origins"]
+    beside = sum(max((len(one[name]) for one in known), default=0) for name in ("path", "layer", "where")) + 6
+    most = room(beside)
+    rows = [(one["path"], cut(value_text(one["value"]), most), one["layer"], one["where"]) for one in known]
     colours = [None if one["layer"] == "default" else "bold" for one in said["origins"]]
     return table(HEAD, rows, colours)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -71,9 +73,23 @@ def at(tree: Any, path: str) -> Any:
     return node
 
 
-def change_lines(diff: Sequence[Record]) -> list[str]:
-    """One line a difference: "gpu_lock.poll_interval: 2 -> 1"."""
-    return [f"{one['path']}: {_or_unset(one['before'])} -> {_or_unset(one['after'])}" for one in diff]
+def change_lines(diff: Sequence[Record], most: int | None = None) -> list[str]:
+    """One line a difference: "gpu_lock.poll_interval: 2 -> 1"; values of `most` characters at most."""
+    return [
+        f"{one['path']}: {cut(_or_unset(one['before']), most)} -> {cut(_or_unset(one['after']), most)}" for one in diff
+    ]
+
+
+def cut(text: str, most: int | None) -> str:
+    """A text of `most` characters at most."""
+    return text if most is None or len(text) <= most else f"{text[: max(0, most - 1)]}…"
+
+
+def room(beside: int, *, least: int = 20, elsewhere: int = 60) -> int:
+    """How many characters are left on a line of the terminal beside others; `elsewhere` where stdout is none."""
+    if not sys.stdout.isatty():
+        return elsewhere
+    return max(least, shutil.get_terminal_size().columns - beside)
 
 
 def diff_lines(diff: Sequence[Record]) -> list[str]:

@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import anyio
 import anyio.abc
@@ -23,9 +23,8 @@ import msgspec
 from gpulockd.alerting.messages import Message, Notice
 from gpulockd.daemon.channels.telling import ChannelError, redacted, secret_of, shown_url, takes
 from gpulockd.errors import ConfigError
-from gpulockd.settings.alerting import WebhookBlock
+from gpulockd.settings.alerting import WEB_PORTS, WebhookBlock, web_address
 
-PORTS = {"http": 80, "https": 443}
 STANDARD_PREFIX = "whsec_"
 
 
@@ -88,7 +87,7 @@ class WebhookChannel:
                     raise ConnectionError("it hung up without an answer")
 
     async def _connect(self) -> anyio.abc.ByteStream:
-        host, port = self._to.hostname or "", self._to.port or PORTS[self._to.scheme]
+        host, port = self._to.hostname or "", self._to.port or WEB_PORTS[self._to.scheme]
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         refused = [address for address in addresses if not may_be_asked(address)]
@@ -141,16 +140,10 @@ def may_be_asked(address: str) -> bool:
 
 def _checked(url: str, where: str) -> SplitResult:
     """:raises ConfigError: if that is no URL of a receiver"""
-    wrong = ConfigError(f"{where}.url: write the whole address, as https://host/path, in ASCII")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise wrong
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in PORTS and parts.hostname and parts.port != 0:
-            return parts
-    except ValueError:
-        pass
-    raise wrong
+    parts = web_address(url)
+    if parts is None:
+        raise ConfigError(f"{where}.url: write the whole address, as https://host/path, in ASCII")
+    return parts
 
 
 def _key(secret: str, where: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from gpulockd.errors import ConfigError
-from gpulockd.settings import Tree, checked
+from gpulockd.settings import Tree, checked, leaves
 
 LARGEST_BYTES = 256 * 1024
 """A configuration is some pages; the parser needs seconds for much more."""
@@ -32,6 +33,9 @@ Positions = dict[str, tuple[int, int]]
 
 
 _BRACKET = re.compile(rb"[\[\]{}]")
+_QUOTED = re.compile(r"""(['"])(.*?)(?:\1|$)""", re.DOTALL)
+_MAY_BE_QUOTED = re.compile(r".|\\.|\\[xuU][0-9a-f]+|<[a-z ]+>", re.DOTALL)
+"""One character, as it is or escaped, or what the parser calls a part of YAML."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     tree: Tree
     positions: Positions
+    is_empty: bool = False
 
 
 def find(file: str | None, env: Mapping[str, str]) -> str | None:
@@ -82,19 +87,33 @@ def parsed(content: bytes, path: str) -> File:
     :param path: how the error message calls the file
     :raises ConfigError: naming file, line and column of what is wrong
     """
+    tree, positions = plain(content, path)
+    try:
+        return File(path=path, tree=checked(tree), positions=positions, is_empty=not content.strip())
+    except ConfigError as wrong:
+        raise ConfigError(
+            f"{place(path, positions, wrong.path)}: {wrong.message}", path=wrong.path, involved=wrong.involved
+        ) from None
+
+
+def plain(content: bytes, path: str) -> tuple[Tree, Positions]:
+    """Return the content of a file as plain values that nobody has checked, and where each stands.
+
+    :raises ConfigError: if it is no YAML, or no blocks
+    """
     positions: Positions = {}
     document = _document(content, path)
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}:1:1: a configuration is blocks such as 'gpu_lock:', not {type(document).__name__}")
+        kind = "a list" if isinstance(document, list) else "one value"
+        raise ConfigError(f"{path}:1:1: a configuration is blocks such as 'gpu_lock:', not {kind}")
     try:
-        plain = _Plain(positions).of(document, "", 0)
-        return File(path=path, tree=checked(plain), positions=positions)
+        tree: Tree = _Plain(positions).of(document, "", 0)
+        return tree, positions
     except ConfigError as wrong:
-        raise ConfigError(
-            f"{place(path, positions, wrong.path)}: {wrong.message}", path=wrong.path, involved=wrong.involved
-        ) from None
+        where = place(path, positions, wrong.path)
+        raise ConfigError(f"{where}: {wrong.message}", path=wrong.path, involved=wrong.involved) from None
 
 
 def place(file: str, positions: Positions, path: str) -> str:
@@ -110,16 +129,34 @@ def _document(content: bytes, path: str) -> Any:
     if _open_brackets(content) > MOST_OPEN_BRACKETS:
         raise ConfigError(f"{path}: it is nested too deeply")
     try:
-        return YAML(typ="rt").load(StringIO(content.decode("utf-8-sig")))
+        yaml = YAML(typ="rt")
+        yaml.composer.warn_double_anchors = False  # the warning would quote the file
+        return yaml.load(StringIO(content.decode("utf-8-sig")))
     except MarkedYAMLError as wrong:
         mark = wrong.problem_mark or wrong.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else path
-        raise ConfigError(f"{where}: {wrong.problem or wrong.context or 'not YAML'}") from None
+        raise ConfigError(f"{where}: {unquoted(wrong.problem or wrong.context or '') or 'not YAML'}") from None
+    except UnicodeDecodeError as wrong:
+        raise ConfigError(f"{path}: not YAML: it is not UTF-8 at byte {wrong.start}; save it as UTF-8") from None
     except RecursionError:
         raise ConfigError(f"{path}: it is nested too deeply") from None
     except Exception as wrong:  # noqa: BLE001  # whatever the parser stumbles over, it is the text that is odd
-        said = " ".join(str(wrong).split())[:200] or type(wrong).__name__
+        said = unquoted(" ".join(str(wrong).split())[:200]) or type(wrong).__name__
         raise ConfigError(f"{path}: not YAML: {said}") from None
+
+
+def unquoted(said: str) -> str:
+    """Return what the parser says, up to where it quotes the file: names of settings are shown, all else may be a
+    secret."""
+    for quoted in _QUOTED.finditer(said):
+        if not _MAY_BE_QUOTED.fullmatch(quoted[2]) and quoted[2] not in _names():
+            return said[: quoted.start()].removesuffix(" with value ").rstrip(" :(")
+    return said
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    return frozenset(part for path in leaves() for part in path.split("."))
 
 
 def _open_brackets(content: bytes) -> int:
