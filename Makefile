@@ -4,6 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 3
 BIN := .venv/bin
+# The suite starts hundreds of daemons; each would compile itself anew where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service clean vendor vendor-free

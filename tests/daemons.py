@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -313,4 +314,12 @@ def _kill_all_of(folder: Path) -> None:
         if any(str(folder) in word for word in process.info["cmdline"] or ()) and process.pid != os.getpid():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-                process.wait(5)
+                _await_end(process)
+
+
+def _await_end(process: psutil.Process) -> None:
+    """Wait until a killed process runs no longer; who has to reap it may take its time."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.005)
