@@ -167,6 +167,14 @@ AnyEvent = (
     | DaemonStopped
 )
 
+
+class When(msgspec.Struct, frozen=True):
+    """What every event says, whatever its tag: its number, and when it happened (in ms of the wall clock)."""
+
+    seq: int
+    at_ms: int
+
+
 _decoder = msgspec.json.Decoder(AnyEvent)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import anyio
+import msgspec
 
 from gpulockd import events
 from gpulockd.client.finding import find_store
@@ -20,6 +21,8 @@ from gpulockd.ledger.subscription import Subscription
 from gpulockd.units import parse_duration_s
 
 log = logging.getLogger("gpulockd")
+
+_when = msgspec.json.Decoder(events.When).decode
 
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
@@ -83,19 +86,17 @@ async def _follow(store: Store, keys: PoolKeys, last: int) -> AsyncIterator[even
 async def seq_before(store: Store, keys: PoolKeys, since: Duration | None) -> int:
     """The `seq` after which the events of the last `since` begin."""
     newest = await store.latest_events(keys.events_channel, 1)
-    latest = events.decode(newest[0]) if newest else None
-    last = latest.seq if latest is not None else 0
-    if since is None or latest is None:
-        return last
+    after = _when(newest[0]).seq if newest else 0
+    if since is None or not newest:
+        return after
     begin_ms = wall_ms() - round(parse_duration_s(since, "since") * 1000)
-    while True:
-        rows = await store.latest_events(keys.events_channel, 256, before=f"({last + 1}-1" if last else "+")
-        for row in rows:
-            event = events.decode(row)
-            if event is None:
-                continue
-            if event.at_ms < begin_ms:
-                return event.seq
-            last = event.seq - 1
-        if len(rows) < 256:
-            return last
+    before = _when((await store.read_events(keys.events_channel, "0", 1) or newest)[0]).seq - 1
+    # Times grow with numbers, so halving finds it: what is up to `before` was earlier, what is beyond `after` was not.
+    while before < after:
+        middle = (before + after + 1) // 2
+        found = await store.read_events(keys.events_channel, f"{middle - 1}-1", 1)
+        if found and _when(found[0]).at_ms < begin_ms:
+            before = max(middle, _when(found[0]).seq)
+        else:
+            after = middle - 1
+    return before

@@ -6,8 +6,9 @@ reader can slow another, and a lost connection leaves no gap.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import anyio
@@ -22,7 +23,11 @@ from gpulockd.ledger.store import Store
 from gpulockd.ledger.subscription import Subscription
 
 KEPT = 1024
-PAGE = 256
+PAGE = 128
+PAUSE = 4.0
+"""After a page of the past nobody reads another for so many times as long as it took: at most a fifth of the daemon's
+time goes to history, however many ask for it."""
+
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
 
@@ -56,7 +61,19 @@ class Feed:
         self._latest: deque[Happened] = deque(maxlen=KEPT)
         self._news = anyio.Event()
         self._listeners: list[Callable[[Happened], None]] = []
+        self._past = anyio.Lock()
+        self._past_from_s = 0.0
         self.last = 0
+        self.readers = 0
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[None]:
+        """Count one more who follows the feed."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
 
     def tell(self, listener: Callable[[Happened], None]) -> None:
         """Call `listener` for each event from now on, once."""
@@ -120,9 +137,18 @@ class Feed:
         """
         if self._latest and self._latest[0].seq <= seq + 1:
             return list(islice((event for event in self._latest if event.seq > seq), PAGE))
-        rows = await self._store.read_events(self._keys.events_channel, f"{seq}-1", PAGE)
         # Numbers may have holes: what the stream no longer has is passed over.
-        return [_read(row) for row in rows] or [event for event in self._latest if event.seq > seq][:PAGE]
+        return await self._page(seq) or [event for event in self._latest if event.seq > seq][:PAGE]
+
+    async def _page(self, seq: int) -> Sequence[Happened]:
+        async with self._past:
+            await anyio.sleep(max(0.0, self._past_from_s - anyio.current_time()))
+            began_s = anyio.current_time()
+            rows = await self._store.read_events(self._keys.events_channel, f"{seq}-1", PAGE)
+            page = [_read(row) for row in rows]
+            now_s = anyio.current_time()
+            self._past_from_s = now_s + PAUSE * (now_s - began_s)
+            return page
 
     async def oldest(self) -> int:
         """Return the seq of the oldest event that there still is, 0 if there is none.

@@ -6,6 +6,7 @@ Its law: a stream ends with its peer, its work or the daemon, whichever comes fi
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.web.backend import Backend
+from gpulockd.web.feed import PAGE
 from gpulockd.web.problems import of_error, refusal
 from gpulockd.web.problems import response as problem_response
 from gpulockd.web.table import Visit
@@ -23,6 +25,12 @@ PING_S = 15.0
 RETRY_S = 1.0
 GATHER_S = 0.25
 """How long news gathers after some were written (in seconds): a busy pool wakes no reader for each of its events."""
+
+SPREAD_S = 0.001
+"""Readers are written at moments of their own, so far apart on average (in seconds): what happened to all of them at
+once must not keep the daemon from everything else until the last one has it."""
+
+MOST_SPREAD_S = 0.1
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -108,7 +116,8 @@ async def events(visit: Visit) -> Stream:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_set, backend.stopping, tasks.cancel_scope)
             begin = seen if last is None else await _known(backend, seen, write)
-            await _follow(backend, begin, until, write)
+            with backend.feed.reader():
+                await _follow(backend, begin, until, write)
             tasks.cancel_scope.cancel()
 
     return Stream(work, media_type="text/event-stream")
@@ -116,14 +125,15 @@ async def events(visit: Visit) -> Stream:
 
 async def _follow(backend: Backend, seen: int, until: int | None, write: Write) -> None:
     """Write what happens after `seen`; up to `until`, or for ever."""
-    written_at = float("-inf")
+    next_at = float("-inf")
     while until is None or seen < until:
         with anyio.move_on_after(PING_S) as quiet:
             await backend.feed.changed(seen)
         if quiet.cancelled_caught:
             await write(b": ping\n\n")
             continue
-        await anyio.sleep(max(0.0, written_at + GATHER_S - anyio.current_time()))
+        spread_s = random.random() * min(MOST_SPREAD_S, SPREAD_S * backend.feed.readers)
+        await anyio.sleep(max(spread_s, next_at - anyio.current_time()))
         try:
             happened = await backend.feed.after(seen)
         except StoreUnavailable:
@@ -133,7 +143,8 @@ async def _follow(backend: Backend, seen: int, until: int | None, write: Write) 
                 await _tell_dropped(backend, seen, happened[0].seq, write)
             seen = happened[-1].seq
             await write(b"".join([event.sse for event in happened]))
-            written_at = anyio.current_time()
+            if len(happened) < PAGE:
+                next_at = anyio.current_time() + GATHER_S
         elif until is not None:
             return
         else:  # the store is away, or has lost what it had
