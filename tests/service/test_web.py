@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ from gpulockd.settings import WebBlock
 from gpulockd.web.auth import Names
 from gpulockd.web.routes import ROWS
 from tests.daemons import QUICK, Daemon, daemon_folder, eventually, running_daemon
+from tests.system.commands import one_daemon
 
 NOBODY = 65533
 
@@ -28,6 +29,13 @@ NOBODY = 65533
 async def daemon() -> AsyncIterator[Daemon]:
     """A daemon with two simulated GPUs and short session times."""
     async with running_daemon(config=QUICK) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def standing() -> Iterator[Daemon]:
+    """A daemon for what changes nothing in it."""
+    with one_daemon(config=QUICK) as made:
         yield made
 
 
@@ -108,9 +116,9 @@ async def test_the_page_escapes_what_programs_say_of_themselves(daemon: Daemon) 
     await holding.aclose()
 
 
-async def test_openapi_names_every_route(daemon: Daemon) -> None:
+async def test_openapi_names_every_route(standing: Daemon) -> None:
     """Clients are generated from it."""
-    document = (await daemon.get("/api/v1/openapi.json")).json
+    document = (await standing.get("/api/v1/openapi.json")).json
     assert document["openapi"] == "3.1.0"
     listed = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert listed == {(row.path.replace(":path", ""), row.method) for row in ROWS}
@@ -142,10 +150,10 @@ async def test_openapi_names_every_route(daemon: Daemon) -> None:
     ],
 )
 async def test_every_error_is_a_problem_with_a_hint(
-    daemon: Daemon, method: str, path: str, raw: bytes, status: int, kind: str
+    standing: Daemon, method: str, path: str, raw: bytes, status: int, kind: str
 ) -> None:
     """Who gets an error wants to know what to do."""
-    answer = await daemon.ask(method, path, raw=raw)
+    answer = await standing.ask(method, path, raw=raw)
     assert (answer.status, answer.json["kind"]) == (status, kind)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json["status"] == status
@@ -169,35 +177,35 @@ async def test_a_store_that_is_away_is_503_and_not_ready() -> None:
 
 
 @pytest.mark.parametrize("name", ["evil.example", "evil.example:{port}", "127.0.0.1:1", "0.0.0.0:{port}", ""])
-async def test_an_unknown_host_is_refused_on_every_route(daemon: Daemon, name: str) -> None:
+async def test_an_unknown_host_is_refused_on_every_route(standing: Daemon, name: str) -> None:
     """A page whose name was bent to 127.0.0.1 sends its own name as Host."""
     for row in (*ROWS, None):
         method, path = (row.method, row.path) if row is not None else ("GET", "/nowhere")
-        host = name.format(port=daemon.port)
-        headers = {"host": host} | _bearer(daemon)
-        answer = await daemon.ask(method, path.replace("{id:path}", "0"), tcp=True, headers=headers)
+        host = name.format(port=standing.port)
+        headers = {"host": host} | _bearer(standing)
+        answer = await standing.ask(method, path.replace("{id:path}", "0"), tcp=True, headers=headers)
         assert answer.status == 421, path
         assert answer.json["hint"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LOCALHOST:{port}"])
-async def test_its_own_names_are_known(daemon: Daemon, host: str) -> None:
+async def test_its_own_names_are_known(standing: Daemon, host: str) -> None:
     """A person types any of them."""
-    assert (await daemon.get("/livez", headers={"host": host.format(port=daemon.port)})).status == 200
+    assert (await standing.get("/livez", headers={"host": host.format(port=standing.port)})).status == 200
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "file://", "http://"])
-async def test_a_foreign_origin_is_refused_on_every_route(daemon: Daemon, origin: str) -> None:
+async def test_a_foreign_origin_is_refused_on_every_route(standing: Daemon, origin: str) -> None:
     """A page of another site may send a simple request, though it cannot read the answer."""
     for row in ROWS:
         path = row.path.replace("{id:path}", "0")
-        answer = await daemon.ask(row.method, path, tcp=True, headers={"origin": origin} | _bearer(daemon))
+        answer = await standing.ask(row.method, path, tcp=True, headers={"origin": origin} | _bearer(standing))
         assert (answer.status, answer.json["kind"]) == (403, "foreign_origin"), path
 
 
-async def test_its_own_origin_is_let_in(daemon: Daemon) -> None:
+async def test_its_own_origin_is_let_in(standing: Daemon) -> None:
     """That is the daemon's own page."""
-    answer = await daemon.get("/livez", headers={"origin": f"http://localhost:{daemon.port}"})
+    answer = await standing.get("/livez", headers={"origin": f"http://localhost:{standing.port}"})
     assert answer.status == 200
 
 
@@ -460,13 +468,13 @@ async def test_events_come_as_they_happen_and_go_on_after_the_last_one_had(daemo
 # Speed.
 
 
-async def test_an_answer_over_a_kept_connection_takes_no_40_ms(daemon: Daemon) -> None:
+async def test_an_answer_over_a_kept_connection_takes_no_40_ms(standing: Daemon) -> None:
     """Nagle's algorithm and delayed ACKs would cost that much on each."""
-    async with await anyio.connect_tcp("127.0.0.1", daemon.port) as stream:
+    async with await anyio.connect_tcp("127.0.0.1", standing.port) as stream:
         took = []
         for _ in range(30):
             began = time.perf_counter()
-            await stream.send(f"GET /api/v1/gpus HTTP/1.1\r\nhost: 127.0.0.1:{daemon.port}\r\n\r\n".encode())
+            await stream.send(f"GET /api/v1/gpus HTTP/1.1\r\nhost: 127.0.0.1:{standing.port}\r\n\r\n".encode())
             head = b""
             while b"gpu_lock:1" not in head:
                 head += await stream.receive(65536)
