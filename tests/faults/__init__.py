@@ -1,0 +1,1 @@
+"""Faults on real processes, and the judge of what happened: `make faults`."""
