@@ -65,8 +65,8 @@ soak: venv  ## an hour of life with deaths in it: what must stay flat, stays fla
 test-performance: venv  ## the performance and stress tests at their documented sizes (minutes, on a quiet machine)
 	$(BIN)/python -m pytest -rs -s -m 'performance or stress' tests/integration $(ARGS)
 
-faults:
-	@echo 'make: $@ arrives with a later package' >&2; exit 1
+faults: venv  ## break it on purpose: every row of the fault matrix (ARGS="--row 18" for one)
+	$(BIN)/python -m tests.faults --workers $(WORKERS) $(ARGS)
 
 vendor:  ## fetch the page's chart library again through npm, and compare its digests
 	@set -euo pipefail; \
