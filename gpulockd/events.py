@@ -9,6 +9,8 @@ import re
 
 import msgspec
 
+from gpulockd.model import PROBE_KEY
+
 
 def _tag(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
@@ -29,6 +31,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     session: str | None = None
     waited_ms: int | None = None
     held_ms: int | None = None
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether this is of a lease by which a daemon has only checked that leases are granted."""
+        return PROBE_KEY in self.gpus
 
     @property
     def kind(self) -> str:
@@ -58,11 +65,16 @@ class LockAcquired(Event, frozen=True, kw_only=True):
 
 
 class LockReleased(Event, frozen=True, kw_only=True):
-    """Signals that a holder has given its lease back."""
+    """Signals that a holder has given its lease back; `reason` "left": by closing its connection from another host."""
 
 
 class LockExpired(Event, frozen=True, kw_only=True):
-    """Signals that a lease has ended by itself: its holder died, or let its lock timeout pass."""
+    """Signals that a lease has ended by itself: its holder died, or let its lock timeout pass.
+
+    `planned`: it was asked for with a `ttl`, and that is over; nobody was lost.
+    """
+
+    planned: bool = False
 
 
 class LockRevoked(Event, frozen=True, kw_only=True):
@@ -78,7 +90,7 @@ class WaitTimedOut(Event, frozen=True, kw_only=True):
 
 
 class StopRequested(Event, frozen=True, kw_only=True):
-    """Signals that a holder was asked to stop."""
+    """Signals that a holder was asked to stop: at the soft limit, or by an operator, as `reason` says."""
 
 
 class TimeoutWarned(Event, frozen=True, kw_only=True):
@@ -95,6 +107,14 @@ class GpuSettling(Event, frozen=True, kw_only=True):
 
 class GpuSettled(Event, frozen=True, kw_only=True):
     """Signals that a gpu is offered again."""
+
+
+class GpuDrained(Event, frozen=True, kw_only=True):
+    """Signals that somebody has taken a gpu out of the pool, who is in `reason`; its holder keeps it to the end."""
+
+
+class GpuResumed(Event, frozen=True, kw_only=True):
+    """Signals that a gpu is offered again that was out of the pool; by whom, or why, is in `reason`."""
 
 
 class GpuQuarantined(Event, frozen=True, kw_only=True):
@@ -156,6 +176,8 @@ AnyEvent = (
     | HeartbeatMissed
     | GpuSettling
     | GpuSettled
+    | GpuDrained
+    | GpuResumed
     | GpuQuarantined
     | GpuLost
     | ForeignProcessSeen

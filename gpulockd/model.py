@@ -17,6 +17,10 @@ DEFAULT_KEY = "gpu_lock:0"
 
 GPU_KEY_PREFIX = "gpu_lock:"
 
+PROBE_KEY = "gpu_lock:config-probe"
+"""The slot by which a daemon checks that leases are granted, after its configuration was taken back: it has no
+hardware, so a grant and a release of it go all the way and disturb nobody."""
+
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One slot of a pool: a card, a MIG instance, a simulated card, or a key without hardware.
@@ -142,9 +146,9 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True):
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A ticket or lease as the ledger has it; ages and waits are in ms of ledger time.
 
-    `level` is the highest time limit that was acted on. `seen_age_ms`: since a keepalive or the task itself renewed it;
-    `heartbeat_age_ms`: since the task spoke; `missed_age_ms`: since its silence was told of. `ends_in_ms`: until a
-    lease ends by itself if nothing renews it.
+    `level` is the highest time limit that was acted on; `asked_to_stop`: an operator wants it to end. `seen_age_ms`:
+    since a keepalive or the task itself renewed it; `heartbeat_age_ms`: since the task spoke; `missed_age_ms`: since
+    its silence was told of. `ends_in_ms`: until a lease ends by itself if nothing renews it.
     """
 
     id: str
@@ -162,6 +166,7 @@ class TicketRecord(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None = None
     heartbeat_age_ms: int | None = None
     level: Literal["", "warning", "soft", "hard"] = ""
+    asked_to_stop: bool = False
     seen_age_ms: int | None = None
     missed_age_ms: int | None = None
     ends_in_ms: int | None = None

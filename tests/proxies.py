@@ -22,6 +22,7 @@ class Proxy:
         self.lost = 0
         self.refusing = False
         self.trickle_s = 0.0
+        self.delay_s = 0.0
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -63,6 +64,8 @@ class Proxy:
                 if self.replies == self.lose:
                     self.lost += 1
                     raise ConnectionResetError
+            if counts and self.delay_s:
+                await asyncio.sleep(self.delay_s)
             if counts and self.trickle_s:
                 for byte in data:
                     writer.write(bytes((byte,)))

@@ -18,6 +18,8 @@ from gpulockd.cli.talk import NEGATIVE, NO_DAEMON, OK, USAGE, CommandError, say,
 HEAD = ("LEVEL", "STATE", "SINCE", "POOL", "RULE", "WHAT")
 _COLOURS = {"critical": "red", "warning": "yellow"}
 READ_DEADLINE_S = 2.0
+LAST_RESOLVED = 5
+"""How many alerts that are over are listed, the last ones: after a storm the list must still be read."""
 
 
 class Verb(argparse.ArgumentParser):
@@ -32,6 +34,7 @@ def main(words: Sequence[str]) -> int:
     """List, or do what is said; exit code 1 if there is no such alert, rule or channel, or a test has failed."""
     parser = Parser("alerts", "What needs a person, who has taken it on, and what was.")
     parser.json_flag()
+    parser.add_argument("--all", action="store_true", help=f"all that is over, not only the last {LAST_RESOLVED}")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="also the last N things that happened")
     verbs = parser.add_subparsers(dest="verb", metavar="ack|silence|test|forget|down", parser_class=Verb)
     ack = verbs.add_parser("ack", help="take an alert on, so that it is not escalated")
@@ -54,14 +57,14 @@ def main(words: Sequence[str]) -> int:
     if not 0 <= args.history <= 1000:
         raise CommandError(f"alerts: --history {args.history}: say 0 to 1000", "", USAGE)
     if args.verb is None:
-        return _list(args.json, args.history)
+        return _list(args.json, args.history, None if args.all else LAST_RESOLVED)
     if args.verb == "down":
         return _down(args)
     with http.find() as daemon:
         return {"ack": _ack, "silence": _silence, "test": _test, "forget": _forget}[args.verb](daemon, args)
 
 
-def _list(as_json: bool, history: int) -> int:
+def _list(as_json: bool, history: int, most: int | None) -> int:
     found = _found(history)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -73,13 +76,21 @@ def _list(as_json: bool, history: int) -> int:
     ]
     colours = [_COLOURS.get(one["level"]) if one["state"] == "active" else None for one in standing]
     print(table(HEAD, rows, colours) if rows else "no alerts")
-    for one in found["alerts"]:
-        if one["state"] == "resolved":
-            print(f"resolved {_clock(one['resolved_at'])}: {one['pool']}:{one['rule']}  {one['message']}".rstrip())
+    resolved = [one for one in found["alerts"] if one["state"] == "resolved"]
+    resolved.sort(key=lambda one: one["resolved_at"] or 0.0, reverse=True)
+    for one in resolved[:most]:
+        print(f"resolved {_clock(one['resolved_at'])}: {one['pool']}:{one['rule']}  {one['message']}".rstrip())
+    if most is not None and len(resolved) > most:
+        print(f"… and {len(resolved) - most} more (--all)")
     for silence in found["silences"]:
         print(f"silent until {_clock(silence['until'])}: {silence['rule']} in {silence['pool']} (by {silence['by']})")
     for channel in found["channels"]:
-        if channel["error"]:
+        if not channel["configured"]:
+            say(
+                f"channel {channel['name']} of pool {channel['pool']} is not configured any more: {channel['untold']} "
+                "notices for it wait in vain"
+            )
+        elif channel["error"]:
             say(f"channel {channel['name']} of pool {channel['pool']} does not work: {channel['error']}")
     for line in found["history"]:
         by = f" by {line['by']}" if line["by"] else ""

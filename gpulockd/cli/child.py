@@ -81,6 +81,12 @@ class Run:
 
         return prepare
 
+    def spare(self, pid: int | None) -> None:
+        """A child of ours that is no part of the run: nobody waits for it or signals it."""
+        found = look(pid) if pid is not None else None
+        if found is not None:
+            self._strangers.add((found.pid, found.started_ticks))
+
     @property
     def pid(self) -> int:
         """The command's pid."""

@@ -6,7 +6,9 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -14,9 +16,28 @@ from gpulockd import places
 from gpulockd.cli.talk import NEGATIVE, NO_DAEMON, NOT_PERMITTED, USAGE, CommandError
 
 ANSWER_DEADLINE_S = 5.0
+CROWDED_S = 0.02
 START_HINT = "start it with 'gpulockd serve' or 'systemctl start gpulockd'"
 
 _CODES = {400: USAGE, 401: NOT_PERMITTED, 403: NOT_PERMITTED, 404: NEGATIVE, 422: USAGE}
+
+
+_COMMANDS = {
+    "GET /api/v1/alerts": "'gpulockd alerts'",
+    "GET /api/v1/config/history": "'gpulockd config history'",
+    "GET /api/v1/gpus": "'gpulockd status'",
+    "GET /api/v1/leases": "'gpulockd status'",
+    "GET /api/v1/queue": "'gpulockd queue'",
+    "DELETE /api/v1/leases/ID": "'gpulockd release LEASE'",
+    "DELETE takes": "'gpulockd release' takes",
+}
+
+
+def spoken(hint: str) -> str:
+    """A hint of the HTTP API in the words of the command line."""
+    for request, command in _COMMANDS.items():
+        hint = hint.replace(request, command)
+    return hint
 
 
 class Refused(CommandError):
@@ -24,7 +45,7 @@ class Refused(CommandError):
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         what = str(problem.get("detail") or problem.get("title") or f"the daemon answered {status}")
-        super().__init__(what, str(problem.get("hint") or ""), _CODES.get(status, NEGATIVE))
+        super().__init__(what, spoken(str(problem.get("hint") or "")), _CODES.get(status, NEGATIVE))
         self.status = status
         self.kind = str(problem.get("kind") or "")
         self.problem = problem
@@ -51,7 +72,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = self.door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.sock.settimeout(self.timeout)
-            self.sock.connect(self.path)
+            _connect(self.sock, self.path)
         except OSError:
             self.sock.close()
             raise
@@ -95,6 +116,11 @@ class Stream:
             yield from self.lines()
         except OSError:
             return
+
+    def hang_up(self) -> None:
+        """End it from another thread: who reads it sees its end."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
@@ -191,6 +217,21 @@ def find() -> Daemon:
     if there:
         return Daemon(there[0])  # its own error says more than "not found"
     raise DaemonDown(candidates[0][1], "no such socket")
+
+
+def _connect(door: socket.socket, path: str) -> None:
+    """Connect, also where so many do at this moment that the kernel says "try again".
+
+    :raises OSError: if nobody listens there, or nobody is let in for too long
+    """
+    ends_at = time.monotonic() + ANSWER_DEADLINE_S
+    while True:
+        try:
+            return door.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= ends_at:
+                raise
+        time.sleep(CROWDED_S)
 
 
 def segment(text: str) -> str:

@@ -32,6 +32,8 @@ SOCKETS = ("gpulockd-guard.socket", "gpulockd-http.socket", "gpulockd-http6.sock
 STORE = "gpulockd-store.service"
 DAEMON = "gpulockd.service"
 FAILED = "gpulockd-failed@.service"
+BACKUP = "gpulockd-backup.service"
+TIMER = "gpulockd-backup.timer"
 DROP_IN = "tcp.conf"
 
 UNITS = "/etc/systemd/system"
@@ -99,20 +101,19 @@ def planned(program: str, *, user: bool = False, redis: str | None = None) -> Wo
     :param redis: URL of an external store, None for the private one
     """
     if user:
-        names = (DAEMON, STORE)
+        names = (DAEMON, STORE, BACKUP, TIMER)
         files = [File(f"{_user_units()}/{name}", _unit(f"user/{name}", program)) for name in names]
         control = ("systemctl", "--user")
-        return Work(
-            tuple(files), ((*control, "daemon-reload"), (*control, "enable", DAEMON), (*control, "restart", DAEMON))
-        )
-    files = [File(f"{UNITS}/{name}", _unit(name, program)) for name in (DAEMON, STORE, FAILED, *SOCKETS)]
+        steps = (("daemon-reload",), ("enable", DAEMON, TIMER), ("restart", DAEMON), ("start", TIMER))
+        return Work(tuple(files), tuple((*control, *step) for step in steps))
+    files = [File(f"{UNITS}/{name}", _unit(name, program)) for name in (DAEMON, STORE, FAILED, *SOCKETS, BACKUP, TIMER)]
     files.append(File("/etc/sysusers.d/gpulockd.conf", _unit("gpulockd.sysusers", program)))
     files.append(File("/etc/tmpfiles.d/gpulockd.conf", _unit("gpulockd.tmpfiles", program)))
     if redis:
         files.append(File(REDIS_URL, redis + "\n", 0o600))
         if urlsplit(redis).scheme != "unix":
-            files.append(File(f"{UNITS}/{DAEMON}.d/{DROP_IN}", _unit(DROP_IN, program)))
-    enabled = (*SOCKETS, DAEMON) if redis else (*SOCKETS, STORE, DAEMON)
+            files += [File(f"{UNITS}/{unit}.d/{DROP_IN}", _unit(DROP_IN, program)) for unit in (DAEMON, BACKUP)]
+    enabled = (*SOCKETS, DAEMON, TIMER) if redis else (*SOCKETS, STORE, DAEMON, TIMER)
     commands = (
         ("systemd-sysusers", "/etc/sysusers.d/gpulockd.conf"),
         ("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/gpulockd.conf"),
@@ -120,6 +121,7 @@ def planned(program: str, *, user: bool = False, redis: str | None = None) -> Wo
         ("systemctl", "enable", *enabled),
         ("systemctl", "start", *SOCKETS),
         ("systemctl", "restart", DAEMON),
+        ("systemctl", "start", TIMER),
     )
     return Work(tuple(files), commands)
 
@@ -229,7 +231,7 @@ def _uninstall(user: bool, prefix: str, dry: bool) -> int:
     """Stop and remove; what holds state, configuration or secrets stays."""
     work = planned(SHIPPED_PROGRAM, user=user, redis="tcp://")
     control = ("systemctl", "--user") if user else ("systemctl",)
-    units = (DAEMON, STORE) if user else (DAEMON, *SOCKETS, STORE)
+    units = (TIMER, DAEMON, STORE) if user else (TIMER, DAEMON, *SOCKETS, STORE)
     if not prefix:
         _run((*control, "disable", "--now", *units), dry, must=False)
     for file in work.files:

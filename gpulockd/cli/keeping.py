@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gpulockd.cli.talk import say
+from gpulockd.cli import http
+from gpulockd.cli.talk import CommandError, say
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.client.losses import in_words
 from gpulockd.errors import GpuLockError
@@ -18,12 +19,15 @@ if TYPE_CHECKING:  # it loads Redis, which takes longer than most short commands
 
 DEFAULT_GRACE_S = 10.0
 RELEASED = "released"
+SHORT_S = 0.5
+"""A run that is over sooner is never kept (in seconds); every session lives longer by itself."""
 
 
 class Keeping:
     """Keeps what was granted from a thread of its own; `ring` is called from there when something has happened."""
 
-    def __init__(self, grant: Grant, wish: Wish, ring: Callable[[], None]) -> None:
+    def __init__(self, grant: Grant, wish: Wish, ring: Callable[[], None], daemon: http.Daemon) -> None:
+        """:param daemon: which a run that is over before the lease is kept asks to end it"""
         self.lost = ""
         self.stop_requested = False
         self._own_grace = os.environ.get("GPULOCKD_SETTLE_GRACE")
@@ -31,7 +35,11 @@ class Keeping:
         self._grant = grant
         self._wish = wish
         self._ring = ring
+        self._daemon = daemon
         self._holding: Holding | None = None
+        self._is_short = threading.Event()
+        self._begins = threading.Lock()
+        self._has_begun = False
         self._is_set_up = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gpulockd-keeping", daemon=True)
 
@@ -44,12 +52,35 @@ class Keeping:
 
         :param tell: say why it was not, if it was not
         """
-        self._is_set_up.wait()
+        with self._begins:
+            self._is_short.set()
+            has_begun = self._has_begun
+        if not has_begun and self._given_back_by_daemon():
+            return True
+        if has_begun:
+            self._is_set_up.wait()
         if self._holding is None:
             return give_back(self._grant, self._wish, tell=tell)
         return _said(self._holding.release, tell=tell)
 
+    def _given_back_by_daemon(self) -> bool:
+        """Whether the daemon has ended it. That is sooner than to load what talks to the store."""
+        if self._grant.is_member:
+            return False
+        try:
+            with self._daemon:
+                path = f"/api/v1/leases/{http.segment(self._grant.lease)}"
+                return bool(self._daemon.ask("PATCH", path, {"over": True})["token"] == self._grant.token)
+        except CommandError:
+            return False
+
     def _keep(self) -> None:
+        # Who is gone at once needs no keeper, and what a keeper loads takes longer than many commands.
+        self._is_short.wait(SHORT_S)
+        with self._begins:
+            if self._is_short.is_set():
+                return
+            self._has_begun = True
         try:
             from gpulockd.cli.holding import Holding
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gpulockd.cli import http
 from gpulockd.cli.records import whole_percents
-from gpulockd.cli.talk import CommandError, say
+from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, USAGE, CommandError, say
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.clock import boottime_s
 
@@ -24,6 +24,8 @@ DAEMON_AWAY_S = 20.0
 RETRY_S = 0.2
 FRESH_S = 8.0
 """A grant read later than this after the daemon's last word may have ended meanwhile, so it is asked for again."""
+CROWDED_S = (0.5, 1.5)
+"""How soon to ask again where too many requests of this user are open (in seconds): between these."""
 SAY_AGAIN_S = 60.0
 LEAVE_DEADLINE_S = 1.0
 
@@ -34,6 +36,9 @@ HINTS = {
     "would_deadlock": "ask for all GPUs in the outer 'gpulockd run'",
 }
 """What to do about a refusal, in the words of this command; the daemon's own hints are for HTTP."""
+
+_EXIT_CODES = {"impossible": USAGE, "config": USAGE, "unauthorized": NOT_PERMITTED, "forbidden": NOT_PERMITTED}
+"""The exit codes of commands other than `run`, which has its own."""
 
 
 class Interrupted(BaseException):
@@ -49,7 +54,7 @@ class NotGranted(CommandError):
     """The line has ended without a lease; `kind` is busy, timeout, impossible, would_deadlock, store or config."""
 
     def __init__(self, kind: str, what: str, hint: str = "") -> None:
-        super().__init__(what, hint)
+        super().__init__(what, hint, _EXIT_CODES.get(kind, NEGATIVE))
         self.kind = kind
 
 
@@ -79,7 +84,8 @@ class Line:
         while True:
             try:
                 grant = self._listen()
-                if grant is not None and boottime_s() - grant.asked_at <= FRESH_S:
+                fresh = self._wish.is_kept_for_us or (grant is not None and boottime_s() - grant.asked_at <= FRESH_S)
+                if grant is not None and fresh:
                     return grant
             except http.DaemonDown as down:
                 # A first connection that fails is an answer; a later one may be a restart of the daemon.
@@ -101,6 +107,9 @@ class Line:
         except http.Refused as refused:
             if refused.kind == "store" and self._may_come_back():
                 raise http.DaemonDown(self._daemon.path, refused.what) from refused
+            if refused.kind == "too_many" and (left_s is None or left_s > 0):
+                self._stand_outside(refused)
+                return None
             self._refuse(refused.problem)
         with stream:
             try:
@@ -122,6 +131,13 @@ class Line:
             raise http.DaemonDown(self._daemon.path, "its answer broke off")
         time.sleep(RETRY_S)
         return None
+
+    def _stand_outside(self, refused: http.Refused) -> None:
+        """The daemon takes no more requests of this user now: wait for one of them to be over, then ask again."""
+        self._teller.say_crowded(refused)
+        # Many must not come back together; the pid is as good as a die, and `random` takes long to load.
+        early_s, late_s = CROWDED_S
+        time.sleep(early_s + (late_s - early_s) * (os.getpid() % 100) / 100)
 
     def _refuse(self, problem: dict[str, Any]) -> NoReturn:
         kind = str(problem.get("kind") or "store")
@@ -149,7 +165,6 @@ class Teller:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._in_place = sys.stderr.isatty()
         self._is_shown = False
         self._told: object = None
         self._told_at = 0.0
@@ -159,32 +174,61 @@ class Teller:
         text = whole_percents(str(said.get("text") or f"place {said.get('place')} of {said.get('queued')}"))
         if self._quiet or said.get("state") != "waiting":
             return
-        if self._in_place:
-            # A line that wraps could not be taken back; an unknown width says 0.
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            sys.stderr.write("\r\033[K" + f"gpulockd: waiting: {text}  [Ctrl-C leaves the queue]"[: width - 1])
-            sys.stderr.flush()
-            self._is_shown = True
+        if _is_in_foreground():
+            self._refresh(text)
             return
-        # Holders and the queue behind change all the time; the own place is what matters in a log.
-        told, now = (said.get("place"),), time.monotonic()
+        # Holders and the queue behind change all the time; the own place is what matters in a log, and the turn.
+        told, now = (said.get("place"), said.get("expected_start") is not None), time.monotonic()
         if told != self._told or now - self._told_at >= SAY_AGAIN_S:
             self._told, self._told_at = told, now
             say(f"waiting: {text}")
 
     def say_away(self, down: http.DaemonDown) -> None:
         """Say once that the daemon is away."""
-        if self._told != "away":
-            self._told, self._told_at = "away", time.monotonic()
-            self.clear()
-            say(f"{down.what}; keeping the place for {DAEMON_AWAY_S:g} s")
+        self._say_once("away", f"{down.what}; keeping the place for {DAEMON_AWAY_S:g} s")
+
+    def say_crowded(self, refused: http.Refused) -> None:
+        """Say once that there is no place in the queue yet."""
+        if not self._quiet:
+            self._say_once("crowded", f"waiting for a place in the queue: {refused.what}")
 
     def clear(self) -> None:
         """Take the line that is refreshed in place away."""
         if self._is_shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
             self._is_shown = False
+            _show("\r\033[K")
+
+    def _say_once(self, told: str, text: str) -> None:
+        if self._told != told:
+            self._told, self._told_at = told, time.monotonic()
+            self.clear()
+            say(text)
+
+    def _refresh(self, text: str) -> None:
+        try:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+        except (OSError, ValueError):
+            width = 0
+        # A line that wraps could not be taken back; an unknown width says 0.
+        _show("\r\033[K" + f"gpulockd: waiting: {text}  [Ctrl-C leaves the queue]"[: (width or 80) - 1])
+        self._is_shown = True
+
+
+def _is_in_foreground() -> bool:
+    """Whether stderr is a terminal that this command has for itself; a background job must not scribble on it."""
+    try:
+        return sys.stderr.isatty() and os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False
+
+
+def _show(text: str) -> None:
+    """Write to the terminal. One that has hung up is no reason to leave the queue."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
 
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

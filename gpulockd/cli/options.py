@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -18,7 +20,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str, *, usage_code: int = USAGE, usage: str | None = None) -> None:
         super().__init__(
-            prog=f"gpulockd {command}", description=description, usage=usage, allow_abbrev=False, add_help=True
+            prog=f"gpulockd {command}",
+            description=description,
+            usage=usage,
+            allow_abbrev=False,
+            add_help=True,
+            formatter_class=_Help,
         )
         self.usage_code = usage_code
         self.usage_hint = f"'{self.prog} --help'"
@@ -32,6 +39,23 @@ class Parser(argparse.ArgumentParser):
     def json_flag(self) -> None:
         """Add `--json`, which every listing has."""
         self.add_argument("--json", action="store_true", help="print JSON")
+
+
+class _Help(argparse.HelpFormatter):
+    """The usual help. Its own way to learn the terminal's width loads all of `shutil`, at each option that is added."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    said = os.environ.get("COLUMNS", "")
+    if said.isdigit() and int(said) > 0:
+        return int(said)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno() if sys.__stdout__ else 1).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -54,6 +78,17 @@ def revision(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is no revision; say its number, 0 or more")
     return int(text)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Make an argparse type of whole numbers in a range."""
+
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text[:19]) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return convert
 
 
 duration = checked(parse_duration_s)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser
-from gpulockd.cli.records import name_of, process_of, seconds, task_of, wants_of
+from gpulockd.cli.records import name_of, process_of, seconds, starts, task_of, wants_of
 from gpulockd.cli.talk import OK, table
 
-HEAD = ("PLACE", "TASK", "PROCESS", "WANTS", "PRIORITY", "WAITED", "")
+HEAD = ("PLACE", "TASK", "PROCESS", "WANTS", "PRIO", "WAITED", "STARTS")
+NAMED = 3
+"""Of how many the reason is said: those behind them wait for the same."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,7 +34,7 @@ def main(words: Sequence[str]) -> int:
             wants_of(ticket),
             str(ticket.get("priority", 0)),
             seconds(ticket.get("waited_s")),
-            "away" if ticket.get("state") == "away" else "",
+            starts(ticket),
         )
         for ticket in line["queue"]
     ]
@@ -40,7 +42,10 @@ def main(words: Sequence[str]) -> int:
     for lease in holders:
         gpus = ", ".join(name_of(key) for key in lease["gpus"])
         print(f"GPU {gpus} held by {task_of(lease)} for {seconds(lease.get('held_s'))}")
-    print(table(HEAD, rows) if rows else "nobody waits")
+    print(table(HEAD, rows, shrink=("TASK", "WANTS")) if rows else "nobody waits")
+    for ticket in line["queue"][:NAMED]:
+        if ticket.get("why"):
+            print(f"{ticket['place']} waits: {ticket['why']}")
     if line["queued"] > len(rows):
         print(f"and {line['queued'] - len(rows)} more")
     return OK

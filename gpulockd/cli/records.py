@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from gpulockd.units import format_duration
 
 Record = dict[str, Any]
+
+SOON_S = 120.0
 
 
 def name_of(key: str) -> str:
@@ -65,3 +68,14 @@ def wants_of(ticket: Record) -> str:
 def gib(mib: object) -> str:
     """Memory in MiB as people read it."""
     return f"{float(mib) / 1024:.0f} GiB" if isinstance(mib, int | float) else ""
+
+
+def starts(ticket: Record) -> str:
+    """When a ticket may get its GPUs, as a time of day; "away" where its program does not answer."""
+    if ticket.get("state") == "away":
+        return "away"
+    expected = ticket.get("expected_start")
+    if not expected:
+        return ""
+    form = "%H:%M:%S" if expected["middle_s"] < SOON_S else "%H:%M"
+    return f"≈ {time.strftime(form, time.localtime(time.time() + expected['middle_s']))}"

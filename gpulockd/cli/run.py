@@ -9,30 +9,28 @@ from argparse import REMAINDER, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
 from gpulockd.cli import elsewhere, http, report
+from gpulockd.cli.asking import UNLIMITED_S, add_gpus, add_wait, check, usual_wait_s, with_keys
 from gpulockd.cli.child import NOT_FOUND, NOT_RUNNABLE, Mask, Run, refusal_of
 from gpulockd.cli.environment import of_run
+from gpulockd.cli.hooks import Event, Hook
 from gpulockd.cli.keeping import Keeping, give_back
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
-from gpulockd.cli.options import Parser, checked, duration
+from gpulockd.cli.options import Parser
 from gpulockd.cli.processes import program_of, signal_of, this_process
+from gpulockd.cli.report import Account
 from gpulockd.cli.talk import CommandError, complain, say
 from gpulockd.cli.wish import Grant, Wish, inherited_pair
 from gpulockd.cli.wrapper import Wrapper, block_signals, ring
-from gpulockd.errors import ConfigError, GpuLockError, ImpossibleRequest
-from gpulockd.units import check_key, format_duration, parse_duration_s, parse_memory_mib
+from gpulockd.errors import GpuLockError
+from gpulockd.units import format_duration
 
 BUSY, WAITED_TOO_LONG, OWN_FAILURE = 75, 124, 125
-UNLIMITED_S = 1e9
-"""A limit beyond every job's life (in seconds): what `--timeout none` asks for."""
 SCARCELY_S = 1e8
 """From here on a limit is none that anybody waits for (in seconds)."""
-SHORTEST_LIMIT_S = 0.05
-MOST_GPUS = 64
+SHELL = "/bin/sh"
 
-WAIT_VARIABLE = "GPU_LOCK_MAX_WAIT_TIME"
 NO_WAIT_HINT = "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it"
 
-_CODES = {"busy": BUSY, "timeout": WAITED_TOO_LONG}
 _USAGE = "gpulockd run [options] -- COMMAND [ARGUMENT …]"
 
 
@@ -40,42 +38,52 @@ def main(words: Sequence[str]) -> int:
     """Run a command with a GPU and return its exit code, or why it was not run."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     args = _parse(words)
-    began = time.monotonic()
-    outcome, code, grant, granted_at = "failed", OWN_FAILURE, None, None
-    wish: Wish | None = None
+    hook, account = Hook(args.hook, mask), Account(OWN_FAILURE)
     try:
-        missing = refusal_of(args.command[0])
-        if missing is not None:  # nobody waits an hour to learn that
-            outcome, code = _cannot_run(args.command[0], missing)
-            return code
-        _run_unlocked_if_disabled(args.command)
-        wish = _wish(args)
-        daemon = http.find()
-        elsewhere.warn(daemon.path)
-        grant = Line(daemon, wish, quiet=args.quiet).wait()
-        granted_at = time.monotonic()
-        block_signals()
-        outcome, code = _hold(args, wish, grant, daemon.path, mask)
-    except Interrupted as interrupted:
-        outcome, code = "interrupted", 128 + interrupted.number
-        if wish is not None and interrupted.grant is not None:
-            give_back(interrupted.grant, wish)
-    except NotGranted as refused:
-        if refused.kind == "busy" and args.no_wait:
-            refused.hint = NO_WAIT_HINT
-        complain(refused)
-        outcome, code = refused.kind, _CODES.get(refused.kind, OWN_FAILURE)
+        return _run(args, hook, account, mask)
     except CommandError as wrong:
         complain(wrong)
     except GpuLockError as wrong:
         say(wrong.message)
     finally:
+        said = account.said()
         if args.report:
-            now = time.monotonic()
-            held_s = now - granted_at if granted_at else 0.0
-            waited_s = grant.waited_s if grant else now - began
-            report.write(args.report, outcome, code, grant=grant, waited_s=waited_s, held_s=held_s)
-    return code
+            report.write(args.report, said)
+        hook.call("ended", said, os.environ)
+        hook.wait()
+    return account.code
+
+
+def _run(args: Namespace, hook: Hook, account: Account, mask: Mask) -> int:
+    """Wait, hold, and return the exit code.
+
+    :raises CommandError: if there is no daemon, or nothing can be asked for so
+    :raises GpuLockError: if it cannot be asked for
+    """
+    account.task = args.task or program_of(args.command)
+    missing = refusal_of(args.command[0])
+    if missing is not None:  # nobody waits an hour to learn that
+        return account.ended(*_cannot_run(args.command[0], missing))
+    _run_unlocked_if_disabled(args.command)
+    wish: Wish | None = None
+    try:
+        daemon = http.find()
+        elsewhere.warn(daemon.path)
+        wish = _wish(args, daemon, account.task)
+        grant = Line(daemon, wish, quiet=args.quiet).wait()
+        account.granted(grant)
+        block_signals()
+        return account.ended(*_hold(args, wish, account, hook, daemon.path, mask))
+    except Interrupted as interrupted:
+        if wish is not None and interrupted.grant is not None:
+            give_back(interrupted.grant, wish)
+        return account.ended("interrupted", 128 + interrupted.number)
+    except NotGranted as refused:
+        if refused.kind == "busy" and args.no_wait:
+            refused.hint = NO_WAIT_HINT
+        complain(refused)
+        codes = {"busy": args.busy_code, "timeout": WAITED_TOO_LONG}
+        return account.ended(refused.kind, codes.get(refused.kind, OWN_FAILURE))
 
 
 def _run_unlocked_if_disabled(command: list[str]) -> None:
@@ -85,13 +93,17 @@ def _run_unlocked_if_disabled(command: list[str]) -> None:
         os.execvp(command[0], command)
 
 
-def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) -> tuple[str, int]:
+def _hold(args: Namespace, wish: Wish, account: Account, hook: Hook, socket: str, mask: Mask) -> tuple[str, int]:
     """Run the command under its lease; return the outcome and the exit code."""
+    grant = account.grant
+    assert grant is not None
     if not args.quiet:
         say(_begins(grant, args.timeout))
     try:
-        run = Run(args.command, of_run(os.environ, grant, socket), mask)
-        keeping = Keeping(grant, wish, ring)
+        env = of_run(os.environ, grant, socket)
+        run = Run(args.command, env, mask)
+        keeping = Keeping(grant, wish, ring, http.Daemon(socket))
+        hook.call("granted", account.so_far(), env)  # before the start, so that it is none of the run's
         run.start()
     except OSError as wrong:
         give_back(grant, wish)
@@ -102,7 +114,11 @@ def _hold(args: Namespace, wish: Wish, grant: Grant, socket: str, mask: Mask) ->
     keeping.start()
     began = time.monotonic()
     limit_s = None if args.timeout is None or args.timeout >= UNLIMITED_S else args.timeout
-    wrapper = Wrapper(run, keeping, limit_s=limit_s, soft_signal=args.soft_signal)
+
+    def tell(event: Event, outcome: str) -> None:
+        run.spare(hook.call(event, account.so_far(outcome), env))
+
+    wrapper = Wrapper(run, keeping, limit_s=limit_s, soft_signal=args.soft_signal, tell=tell)
     code = wrapper.wait()
     is_released = keeping.release(tell=wrapper.outcome == "exited")
     if is_released and not args.quiet and not grant.is_member and wrapper.outcome != "lost":
@@ -139,45 +155,40 @@ def _parse(words: Sequence[str]) -> Namespace:
     parser = Parser(
         "run", "Wait for a GPU, then run a command that holds it until it ends.", usage_code=OWN_FAILURE, usage=_USAGE
     )
-    parser.add_argument("-n", type=int, dest="count", metavar="N", help="how many GPUs, all or none; default 1")
-    parser.add_argument("--gpu", type=checked(_gpus), metavar="0,2", help="these GPUs; default any")
-    parser.add_argument("--memory", type=checked(_memory), metavar="8G", help="share a card within this much memory")
-    parser.add_argument("-p", "--priority", type=int, default=0, metavar="PRIO", help="-100 to 100, higher goes first")
-    parser.add_argument("--wait", type=duration, metavar="30m", help="longest wait; default as configured")
-    parser.add_argument("--no-wait", action="store_true", help="exit with 75 if it is not free now")
-    parser.add_argument("--timeout", type=checked(_timeout), metavar="2h|none", help="longest hold: then it is ended")
-    parser.add_argument("--task", metavar="NAME", help="what the holder is called; default: the command's name")
+    add_gpus(parser)
+    add_wait(parser, busy_code=BUSY)
+    parser.add_argument("-E", type=int, dest="busy_code", default=BUSY, metavar="CODE", help="--no-wait exits with it")
     parser.add_argument("--report", metavar="FILE", help="write outcome, lease, times and exit code there as JSON")
+    parser.add_argument("--hook", metavar="LINE", help="shell line for granted, stopping, lost, ended; JSON on stdin")
     parser.add_argument("--soft-signal", type=_signal, default=int(signal.SIGTERM), metavar="TERM", help="asks to stop")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what goes wrong")
+    parser.add_argument("-c", dest="line", metavar="LINE", help="run this line with the shell instead of a command")
     parser.add_argument("command", nargs=REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
     args = parser.parse_args(words)
     if args.command[:1] == ["--"]:
         del args.command[0]
+    if args.line is not None:
+        # As with `sh -c`, what follows is $0, $1, …
+        args.command = [SHELL, "-c", args.line, *args.command]
     if not args.command:
         parser.error("no command; write it after '--', such as 'gpulockd run -- python train.py'")
-    if args.no_wait and args.wait is not None:
-        parser.error("--wait and --no-wait contradict each other")
-    if args.count is not None and not 1 <= args.count <= MOST_GPUS:
-        parser.error(f"-n {args.count}: ask for 1 to {MOST_GPUS} GPUs")
-    if args.count is not None and args.gpu is not None and args.count != len(args.gpu):
-        parser.error(f"-n {args.count} does not fit the {len(args.gpu)} GPUs of --gpu; leave -n out")
-    if not -100 <= args.priority <= 100:
-        parser.error(f"-p {args.priority}: say a whole number from -100 to 100")
+    check(parser, args)
+    if not 0 <= args.busy_code <= 255:
+        parser.error(f"-E {args.busy_code}: an exit code is 0 to 255")
     if args.report:
         report.check(args.report, OWN_FAILURE)
     return args
 
 
-def _wish(args: Namespace) -> Wish:
-    task = args.task or program_of(args.command)
+def _wish(args: Namespace, daemon: http.Daemon, task: str) -> Wish:
+    gpus = with_keys(daemon, args.gpu)
     return Wish(
-        gpu_count=args.count if args.gpu is None else None,
-        gpus=args.gpu,
+        gpu_count=args.count if gpus is None else None,
+        gpus=gpus,
         memory=args.memory,
         priority=args.priority,
         wait_s=0.0 if args.no_wait else args.wait,
-        usual_wait_s=_usual_wait_s(),
+        usual_wait_s=usual_wait_s(),
         limit_s=args.timeout,
         task=task,
         inside=inherited_pair(),
@@ -185,35 +196,6 @@ def _wish(args: Namespace) -> Wish:
         session=os.urandom(16).hex(),
         ticket=os.urandom(16).hex(),
     )
-
-
-def _usual_wait_s() -> float | None:
-    """The wait limit that this environment says (in seconds); None: what the pool says."""
-    said = os.environ.get(WAIT_VARIABLE)
-    return parse_duration_s(said, WAIT_VARIABLE) if said else None
-
-
-def _gpus(text: str) -> tuple[int | str, ...] | None:
-    if text == "any":
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise ImpossibleRequest(f"{text!r} names no GPU; write an index, such as 0 or 0,2")
-    return tuple(int(part) if part.isdigit() else check_key(part) for part in parts)
-
-
-def _memory(text: str) -> str:
-    parse_memory_mib(text, "--memory")
-    return text
-
-
-def _timeout(text: str) -> float:
-    if text == "none":
-        return UNLIMITED_S
-    limit_s = parse_duration_s(text, "duration")
-    if limit_s < SHORTEST_LIMIT_S:
-        raise ConfigError(f"{text!r} is shorter than {SHORTEST_LIMIT_S:g} s; for no limit write --timeout none")
-    return limit_s
 
 
 def _signal(text: str) -> int:

@@ -18,9 +18,7 @@ def parser() -> Parser:
     made = Parser("serve", "Offer this host's GPUs, keep their line, and serve HTTP. Ctrl-C stops it.")
     made.add_argument("--config", metavar="FILE", help="config.yml; default: GPULOCKD_CONFIG, then the usual places")
     made.add_argument("--simulate", type=int, metavar="N", help="N simulated GPUs; 0: never simulate")
-    made.add_argument(
-        "--listen", metavar="HOST:PORT", help="of the HTTP API, a plain table at /; default 127.0.0.1:8788"
-    )
+    made.add_argument("--listen", metavar="HOST:PORT", help="of the HTTP API and the page at /; default 127.0.0.1:8788")
     made.add_argument("--socket", metavar="PATH", help="the API's unix socket, or the folder of all sockets")
     made.add_argument("--redis", metavar="URL|embedded", help="the store; default: a private Valkey")
     made.add_argument("--pool", metavar="NAME", help="the pool's name")

@@ -46,7 +46,11 @@ def _print(gpus: list[Record], leases: list[Record], line: Record) -> None:
         for i, lease in enumerate(holders or [None]):
             rows.append(_row(record, lease, is_first=i == 0))
             colours.append(_colour(record, lease))
-    print(table(HEAD, rows, colours) if rows else "no GPU is offered here, and no lock is held")
+    print(
+        table(HEAD, rows, colours, shrink=("TASK", "PROGRESS", "MODEL"))
+        if rows
+        else "no GPU is offered here, and no lock is held"
+    )
     oldest = f", oldest {seconds(line['queue'][0]['waited_s'])} ({task_of(line['queue'][0])})" if line["queue"] else ""
     print(f"queue: {line['queued']} waiting{oldest}")
 

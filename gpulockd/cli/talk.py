@@ -10,6 +10,10 @@ from typing import TextIO
 OK, NEGATIVE, USAGE, NO_DAEMON, NOT_PERMITTED = 0, 1, 2, 3, 4
 """Exit codes of every command but `run`."""
 
+GAP = "  "
+NARROWEST = 8
+"""A column is not cut to fewer characters."""
+
 _COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
 
 
@@ -51,9 +55,19 @@ def paint(text: str, colour: str) -> str:
     return f"\033[{_COLOURS[colour]}m{text}\033[0m" if is_colourful(sys.stdout) else text
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[str | None] | None = None) -> str:
-    """Rows in columns under a head; `colours` has one colour or None a row."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    colours: Sequence[str | None] | None = None,
+    *,
+    shrink: Sequence[str] = (),
+) -> str:
+    """Rows in columns under a head; `colours` has one colour or None a row.
+
+    :param shrink: the columns that are cut where the terminal is too narrow for all; a file gets all of it
+    """
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    _fit(widths, [head.index(name) for name in shrink], terminal_width())
     lines = [_line(head, widths)]
     for i, row in enumerate(rows):
         colour = colours[i] if colours else None
@@ -61,5 +75,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[
     return "\n".join(lines)
 
 
+def terminal_width() -> int | None:
+    """How many columns stdout has, None if it is no terminal."""
+    try:
+        return (os.get_terminal_size(sys.stdout.fileno()).columns or None) if sys.stdout.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters; an ellipsis stands for what was cut."""
+    return text if len(text) <= most else f"{text[: max(0, most - 1)]}…"
+
+
+def _fit(widths: list[int], may_shrink: Sequence[int], width: int | None) -> None:
+    """Take from the widest of those columns until all fit, or none has anything to give."""
+    while width is not None and may_shrink and sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        widest = max(may_shrink, key=lambda i: widths[i])
+        if widths[widest] <= NARROWEST:
+            return
+        widths[widest] -= 1
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    fitted = (shortened(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return GAP.join(fitted).rstrip()

@@ -10,6 +10,8 @@ class Wish(NamedTuple):
     """A run's request. Times are in seconds; `wait_s` and `limit_s` None mean the pool's setting.
 
     `usual_wait_s` is what this environment says, which goes before what the pool's files say.
+
+    A run chooses `session` and `ticket` and keeps them alive; with `pid` or `ttl_s` (seconds) the daemon does.
     """
 
     gpu_count: int | None
@@ -22,8 +24,15 @@ class Wish(NamedTuple):
     task: str
     inside: tuple[str, int] | None
     process: dict[str, Any]
-    session: str
-    ticket: str
+    session: str = ""
+    ticket: str = ""
+    pid: int | None = None
+    ttl_s: float | None = None
+
+    @property
+    def is_kept_for_us(self) -> bool:
+        """Whether the daemon keeps the lease after the grant."""
+        return self.pid is not None or self.ttl_s is not None
 
     def body(self, wait_s: float | None) -> dict[str, Any]:
         """The request's JSON, with so much of the wait limit left (in seconds)."""
@@ -36,9 +45,11 @@ class Wish(NamedTuple):
             "usual_max_wait_time": self.usual_wait_s,
             "task": self.task,
             "hard_timeout": self.limit_s,
-            "session": self.session,
-            "ticket": self.ticket,
+            "session": self.session or None,
+            "ticket": self.ticket or None,
             "process": self.process,
+            "pid": self.pid,
+            "ttl": self.ttl_s,
             "inside": list(self.inside) if self.inside else None,
         }
 

@@ -10,8 +10,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from gpulockd.cli.child import Run
+from gpulockd.cli.hooks import Event
 from gpulockd.cli.keeping import Keeping
 from gpulockd.cli.processes import signal_name
 from gpulockd.cli.talk import say
@@ -48,14 +50,18 @@ class Wrapper:
 
     :param limit_s: age at which the run is ended (in seconds), None for no limit
     :param soft_signal: what the run gets when it is asked to stop
+    :param tell: told when the run is asked to stop, or ended before its time, and the outcome so far
     """
 
-    def __init__(self, run: Run, keeping: Keeping, *, limit_s: float | None, soft_signal: int) -> None:
+    def __init__(
+        self, run: Run, keeping: Keeping, *, limit_s: float | None, soft_signal: int, tell: Callable[[Event, str], None]
+    ) -> None:
         self.outcome = "exited"
         self._run = run
         self._keeping = keeping
         self._limit_s = limit_s
         self._soft_signal = soft_signal
+        self._tell = tell
         self._started_at = time.monotonic()
         self._kill_at: float | None = None
         self._command_ended_at: float | None = None
@@ -67,7 +73,7 @@ class Wrapper:
         while not self._run.reap():
             self._look_at_lease()
             self._look_at_clock()
-            info = signal.sigtimedwait(WATCHED, self._pause_s())
+            info = signal.sigtimedwait(_watched(), self._pause_s())
             if info is not None and info.si_signo != signal.SIGCHLD:
                 self._heed(info)
         code = self._run.exit_code
@@ -105,6 +111,7 @@ class Wrapper:
             self._said_stop = True
             say(f"asked to stop: {signal_name(self._soft_signal)} to the command")
             self._run.signal_command(self._soft_signal)
+            self._tell("stopping", "running")
 
     def _limit_is_near(self) -> bool:
         """Whether it was for the limit that the daemon took the lease: its count began a little earlier."""
@@ -137,6 +144,7 @@ class Wrapper:
         say(f"{why}: SIGTERM to the command, SIGKILL after {grace_s:g} s")
         self._run.signal_all(signal.SIGTERM)
         self._kill_at = time.monotonic() + grace_s
+        self._tell("lost", outcome)
 
     def _pause_s(self) -> float:
         now = time.monotonic()
@@ -154,7 +162,13 @@ def block_signals() -> None:
     """Let the signals of a run wait until `Wrapper.wait` takes them."""
     # An ignored SIGCHLD, which some parents leave behind, would reap our children for us.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _watched())
+
+
+def _watched() -> set[signal.Signals]:
+    """What is waited for. Who was started to outlive a hang-up, as by `nohup`, does not hear of it."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return set(WATCHED) - ignored
 
 
 def ring() -> None:

@@ -13,18 +13,34 @@ from typing import Any, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from gpulockd.client import frameworks
+from gpulockd.errors import GpuLockError
+
 T = TypeVar("T")
 
 
 class Portal:
-    """A running event loop that threads can call."""
+    """A running event loop that threads can call.
+
+    :raises GpuLockError: if none can begin; the next call tries again
+    """
 
     def __init__(self) -> None:
         self._ready = threading.Event()
         self._portal: BlockingPortal | None = None
-        self._thread = threading.Thread(target=lambda: anyio.run(self._serve), name="gpulockd-portal", daemon=True)
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gpulockd-portal", daemon=True)
         self._thread.start()
         self._ready.wait()
+        if self._portal is None:
+            raise GpuLockError(f"no thread for synchronous code could begin: {self._failed}") from self._failed
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve)
+        except BaseException as failed:  # noqa: BLE001 # who waits for it must hear of it
+            self._failed = failed
+            self._ready.set()
 
     async def _serve(self) -> None:
         async with BlockingPortal() as portal:
@@ -56,6 +72,7 @@ def portal() -> Portal:
     """The portal of this process."""
     global _portal
     if _portal is None:
+        frameworks.check_threads()
         with _mutex:
             if _portal is None:
                 _portal = Portal()

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from gpulockd.client import nesting, phrases, wishes
+from gpulockd.client import frameworks, nesting, phrases, wishes
 from gpulockd.client.lease import Lease
+from gpulockd.client.parking import Parking
 from gpulockd.client.process import known_session, line_for
 from gpulockd.client.table import Ask
 from gpulockd.client.unlocked import unlocked_lease
@@ -34,6 +35,7 @@ class Getting:
 
     def __init__(self, lock: gpu_lock) -> None:
         self.lock = lock
+        self.job = frameworks.named(lock.job, lock._names_task)
         self.inside = nesting.inherited_pair(lock.pool)
         mine = nesting.may_wait(lock.pool) if lock.nested != "wait" else ()
         self.forbids = mine
@@ -55,9 +57,9 @@ class Getting:
     async def _granted(self, max_wait_s: float | None) -> Lease:
         lock = self.lock
         if _DISABLE.raw() == (b"1",):
-            return unlocked_lease(lock.wants, lock.job)
+            return unlocked_lease(lock.wants, self.job)
         line = await self._line(max_wait_s)
-        block = wishes.gpu_lock_block(line.session.defaults, line.session.id, lock.job.task)
+        block = wishes.gpu_lock_block(line.session.defaults, line.session.id, self.job.task)
         wait = lock.max_wait_time if max_wait_s is None else max_wait_s
         if self.forbids:
             wait = 0.0
@@ -66,18 +68,22 @@ class Getting:
             return wishes.patience_of(block, wait, lock.poll_interval)
 
         def renewed() -> Patience:
-            return patience(wishes.gpu_lock_block(line.session.defaults, line.session.id, lock.job.task))
+            return patience(wishes.gpu_lock_block(line.session.defaults, line.session.id, self.job.task))
 
         lock_timeout_s = block.lock_timeout if lock.lock_timeout is None else lock.lock_timeout
-        ask = Ask(lock.wants, lock.priority, lock.job, max(50, round(lock_timeout_s * 1000)), self.inside)
-        waiting = Waiting(line, ask, patience(block), renewed=renewed)
+        parked = lock.turn.parked if lock.turn is not None else ""
+        ask = Ask(lock.wants, lock.priority, self.job, max(50, round(lock_timeout_s * 1000)), self.inside, parked)
+        if lock.turn is None:
+            waiting = Waiting(line, ask, patience(block), renewed=renewed)
+        else:
+            waiting = Parking(line, ask, patience(block), lock.turn, renewed=renewed)
         try:
             entry = await waiting.hold()
         except GpuLockTimeout as busy:
             if self.forbids:
                 raise nesting.would_deadlock(self.forbids, lock.wants) from busy
             if waiting.patience.max_wait_s > 0:
-                phrases.not_acquired(lock.job.task, busy.message)
+                phrases.not_acquired(self.job.task, busy.message)
             raise
         if entry.gpus[0].index is None and not lock.wants.keys:
             log.warning(
@@ -85,7 +91,7 @@ class Getting:
                 "or start `gpulockd serve`)",
                 line.session.pool,
             )
-        phrases.acquired(lock.job.task)
+        phrases.acquired(self.job.task)
         return Lease(line, entry)
 
     async def _line(self, max_wait_s: float | None) -> Line:
@@ -107,7 +113,7 @@ class Getting:
                 limit_s = FIRST_CONTACT * session.times.rpc_deadline
                 if session.clock is not None:
                     wait = lock.max_wait_time if max_wait_s is None else max_wait_s
-                    block = wishes.gpu_lock_block(session.defaults, session.id, lock.job.task)
+                    block = wishes.gpu_lock_block(session.defaults, session.id, self.job.task)
                     limit_s = block.max_wait_time if wait is None else wait
                 if boottime_s() - began_at >= limit_s:
                     raise

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from gpulockd.client import phrases
 from gpulockd.client.cleaning import Cleaning, Cleanup
 from gpulockd.client.losses import in_words
 from gpulockd.client.process import line_of
+from gpulockd.client.tracking import Tracked
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, LeaseLost
 from gpulockd.ledger import answers as a
@@ -24,6 +26,8 @@ if TYPE_CHECKING:  # names of types only
     from gpulockd.client.session import Session
     from gpulockd.client.table import Entry
     from gpulockd.model import Gpu
+
+T = TypeVar("T")
 
 
 class LeaseFacts:
@@ -123,6 +127,23 @@ class LeaseFacts:
         elif without_secret(self._session.url) == self._session.url:
             env["GPULOCKD_REDIS_URL"] = self._session.url
         return env
+
+    def track(
+        self,
+        items: Iterable[T],
+        total: int | None = None,
+        *,
+        start: int = 0,
+        on_stop: Callable[[], object] | None = None,
+    ) -> Tracked[T]:
+        """Go through `items`: tells the progress once a second, and ends early when the holder is asked to stop.
+
+        :param total: how many there will have been at the end; default: `start` and the items' own length
+        :param start: how many were done before, by an earlier run
+        :param on_stop: called once before the loop ends early: save your work in it, or after the loop
+        :raises LeaseLost: from the loop, before its next item, if the lease was lost
+        """
+        return Tracked(self, for_tasks(self).progress, items, total=total, start=start, on_stop=on_stop)
 
     def _loss(self) -> LeaseLost:
         where = ", ".join(str(gpu) for gpu in self.gpus)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -17,7 +16,7 @@ from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts, for_tasks
 from gpulockd.client.nesting import Held, Owner, owner_here
-from gpulockd.client.taking import Blocking
+from gpulockd.client.taking import Blocking, part
 from gpulockd.client.whoami import program
 from gpulockd.client.wishes import Duration, Nested
 from gpulockd.errors import ConfigError, GpuLockTimeout
@@ -67,6 +66,8 @@ class gpu_lock:
     :raises ConfigError: if a duration cannot be read
     """
 
+    turn: wishes.Turn | None = None
+
     def __init__(
         self,
         lock_key: str | None = None,
@@ -108,8 +109,7 @@ class gpu_lock:
             poll_interval if poll_interval is None else parse_duration_s(poll_interval, "poll_interval")
         )
         self.lock_timeout = lock_timeout if lock_timeout is None else parse_duration_s(lock_timeout, "lock_timeout")
-        self.nested = nested
-        self.pool = pool
+        self.nested, self.pool = nested, pool
         check_cleanup(cleanup)
         self.cleanup = cleanup
         self._uses: dict[tuple[str, int], list[_Use]] = {}
@@ -238,10 +238,7 @@ class gpu_lock:
         use, _ = self._pop_use()
         lease = use.lease
         assert isinstance(lease, BlockingLease)
-        if use.held.part():
-            nesting.leave(use.held)
-            if lease._session.pid == os.getpid():
-                lease._portal.call(lease._lease._close)
+        part(use.held, lease)
         if lease.lost.is_set() and kind is None:
             raise lease._loss()
 
@@ -288,7 +285,7 @@ class gpu_lock:
     def _named(self, task: str) -> gpu_lock:
         copy = gpu_lock.__new__(gpu_lock)
         copy.__dict__ |= self.__dict__
-        copy._uses = {}
+        copy._uses, copy._names_task = {}, True
         copy.job = wishes.renamed(self.job, task)
         return copy
 

@@ -53,7 +53,7 @@ def deadlock_text(wants: Wants) -> str:
 def holder_text(lease: TicketRecord) -> str:
     """A holder in few words: "ocr-batch #8812 (pid 48177, 7:08, 88 %)"."""
     facts = []
-    if lease.process is not None:
+    if lease.process is not None and lease.process.pid:  # one that is held by a connection or for a time has none
         facts.append(pid_text(lease.process))
     facts.append(format_duration(lease.held_ms / 1000))
     if lease.percent is not None:

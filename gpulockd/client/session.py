@@ -249,6 +249,7 @@ class Session:
             lock_timeout_ms=ask.lock_timeout_ms,
             asked_ms=self.ledger_ms if self.id == entry.session else None,
             inside=ask.inside,
+            parked=ask.parked,
         )
 
     def end_call(self, entry: Entry, reason: EndReason) -> Call[Any]:

@@ -28,11 +28,19 @@ class Vouches(Protocol):
 class Ask:
     """What a request says, the same at every try."""
 
-    __slots__ = ("inside", "job", "lock_timeout_ms", "priority", "wants")
+    __slots__ = ("inside", "job", "lock_timeout_ms", "parked", "priority", "wants")
 
     def __init__(
-        self, wants: Wants, priority: int, job: Job, lock_timeout_ms: int, inside: tuple[str, int] | None = None
+        self,
+        wants: Wants,
+        priority: int,
+        job: Job,
+        lock_timeout_ms: int,
+        inside: tuple[str, int] | None = None,
+        parked: str = "",
     ) -> None:
+        """:param parked: the ticket whose place is taken over"""
+        self.parked = parked
         self.wants = wants
         self.priority = priority
         self.job = job

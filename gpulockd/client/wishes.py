@@ -29,6 +29,17 @@ _QUEUE = Said.of("GPULOCKD_QUEUE", QueueBlock)
 _SETTLE = Said.of("GPULOCKD_SETTLE", SettleBlock)
 
 
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A wait in turns: a stay in the queue at a time, then back to the caller, who comes again for the same place.
+
+    `stay_s`: how long to stay if it is first in the queue; `waited_s`: how long it has waited before (both in seconds)
+    """
+
+    parked: str = ""
+    stay_s: float
+    waited_s: float = 0.0
+
+
 def session_block() -> SessionBlock:
     """This process's session times, which open a pool that nobody has opened.
 

@@ -99,6 +99,10 @@ class Alerts:
         """Whether an alert channel has taken a message."""
         return self.dispatcher.answered()
 
+    def channels(self) -> Mapping[str, str]:
+        """The channels that tell people, by name with their kinds."""
+        return self.dispatcher.kinds
+
     async def test_channel(self, name: str | None = None) -> dict[str, Known]:
         """Send a test message over one channel, or over all.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import sys
 from contextlib import suppress
+from typing import TextIO
 
 import structlog
 
@@ -37,7 +40,34 @@ def say_ready(version: str, plan: Plan, cards: Cards, gpus: int, address: str) -
     with suppress(OSError):  # a terminal that is closed must not end the daemon
         print(line, flush=True)
     notify.notify("READY=1", f"STATUS={line}")
-    _log.info("daemon.ready", pool=plan.pool, gpus=gpus, message=line)
+    # Where both go to one terminal, it has been said.
+    if not (_is_terminal(sys.stdout) and _is_terminal(sys.stderr)):
+        _log.info("daemon.ready", pool=plan.pool, gpus=gpus, message=line)
+
+
+def warn_of_clear(host: str, port: int, *, encrypted: bool) -> None:
+    """Say that others on the network can read the token, where the API listens to them without TLS."""
+    if encrypted or _is_loopback(host):
+        return
+    message = (
+        f"the API listens on {host}:{port} without TLS: tokens go over the network in the clear, and everybody who "
+        "reaches it may read; set web.tls, or listen on 127.0.0.1"
+    )
+    _log.warning("web.in_clear", host=host, port=port, message=message)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 def _counted(cards: Cards, count: int) -> str:

@@ -84,6 +84,17 @@ class Canary:
             carrying=frozenset(pool for pool, of_pool in fleet.items() if of_pool.candidate == rollout.id),
         )
 
+    async def sessions(self, rollout: Rollout) -> tuple[int, int] | None:
+        """How many of the living worker sessions are in, and how many there are; None where hosts are the unit.
+
+        :raises StoreUnavailable: if the store is away
+        """
+        if rollout.unit != "sessions" or not rollout.pools:
+            return None
+        found = (await living(self._store(), PoolKeys(rollout.pools[0]))).sessions
+        below = rollout.carries(rollout.pools[0])
+        return sum(self._place(rollout, session) < below for session in found), len(found)
+
     async def _went_back(self, base: int, number: int) -> bool:
         """Whether one of the revisions since `base` was a way back; another may have come after it before any look."""
         since = min(max(1, number - base), MOST_SINCE)

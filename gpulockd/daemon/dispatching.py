@@ -109,6 +109,11 @@ class Dispatcher:
         """The names of all channels."""
         return frozenset(channel.name for channel in self._channels)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of the channels that tell people, by their names; the stream of events is none of them."""
+        return {channel.name: channel.kind for channel in self._channels if channel.name != EVENT}
+
     async def forget(self, name: str) -> None:
         """Know nothing of a channel any more, here and in the store.
 

@@ -27,7 +27,9 @@ JUST_AFTER_S = 0.002
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
 
-LOOKED_AT = frozenset({"lock_acquired", "lock_revoked", "gpu_settled", "gpu_quarantined", "config_changed", "broken"})
+LOOKED_AT = frozenset(
+    {"lock_acquired", "lock_revoked", "gpu_settled", "gpu_resumed", "gpu_quarantined", "config_changed", "broken"}
+)
 """News after which a limit may be nearer, or a recovery over; "broken": anything may have been missed."""
 
 _log = structlog.get_logger(LOGGER)

@@ -88,7 +88,8 @@ class Impacts:
         proposed = settings_from(merged(base or {}, live_for(state.live, keys.pool), tree))
         statistics = await Statistics.read(self._ask, keys, since_s=DRY_RUN_S)
         since_ms = max(statistics.from_ms // DAY_MS * DAY_MS, statistics.book.since_ms)
-        recent = (await lately(self._ask, keys, since_ms=since_ms)).events
+        happened = (await lately(self._ask, keys, since_ms=since_ms)).events
+        recent = [event for event in happened if not event.is_probe]
         tallies = {task: known.window for task, known in statistics.tasks.items()}
         return replayed(
             present=self._settings(),

@@ -65,6 +65,12 @@ class Mark(Instruction, frozen=True, kw_only=True):
     stop: bool = False
 
 
+class Remind(Instruction, frozen=True, kw_only=True):
+    """An operator wants it to end: ask its holder once more."""
+
+    after_ms: int = 0
+
+
 class Miss(Instruction, frozen=True, kw_only=True):
     """Nothing was heard of its task for `after_ms`: say so. `manual`: the task itself is to report."""
 
@@ -165,15 +171,23 @@ def _of_lease(
         yield Mark(lease=lease.id, token=lease.token, level=level, after_ms=after_ms, stop=stop)
 
 
-def reminders(snapshot: Snapshot, readings: Readings, rules: Rules) -> tuple[Mark, ...]:
+def reminders(snapshot: Snapshot, readings: Readings, rules: Rules) -> tuple[Mark | Remind, ...]:
     """Whom to ask again to stop: a ring is only a hint and may have been lost."""
-    if not rules.recovers or snapshot.frozen_ms > 0:
+    if snapshot.frozen_ms > 0:
         return ()
-    return tuple(
-        Mark(lease=lease.id, token=lease.token, level="soft", after_ms=limits_of(lease.job, rules).soft_ms, stop=True)
-        for lease in snapshot.leases
-        if lease.state == "held" and max(RANK[lease.level], RANK[readings.levels.get(lease.id, "")]) >= RANK["soft"]
-    )
+    return tuple(_reminders(snapshot, readings, rules))
+
+
+def _reminders(snapshot: Snapshot, readings: Readings, rules: Rules) -> Iterator[Mark | Remind]:
+    for lease in snapshot.leases:
+        if lease.state != "held":
+            continue
+        is_old = max(RANK[lease.level], RANK[readings.levels.get(lease.id, "")]) >= RANK["soft"]
+        if is_old and rules.recovers:
+            after_ms = limits_of(lease.job, rules).soft_ms
+            yield Mark(lease=lease.id, token=lease.token, level="soft", after_ms=after_ms, stop=True)
+        elif lease.asked_to_stop:
+            yield Remind(lease=lease.id, token=lease.token)
 
 
 def _may_try(recovery: Recovery | None, rules: Rules, now_s: float) -> bool:

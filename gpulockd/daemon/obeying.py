@@ -15,7 +15,19 @@ import structlog
 from gpulockd.clock import wall_ms
 from gpulockd.daemon import judging
 from gpulockd.daemon.heartbeats import task_id_of
-from gpulockd.daemon.judging import Bury, GiveUp, Instruction, Mark, Miss, Press, Reading, Readings, Recovery, Revoke
+from gpulockd.daemon.judging import (
+    Bury,
+    GiveUp,
+    Instruction,
+    Mark,
+    Miss,
+    Press,
+    Reading,
+    Readings,
+    Recovery,
+    Remind,
+    Revoke,
+)
 from gpulockd.daemon.levels import RANK
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import answers as a
@@ -109,6 +121,8 @@ class Obeying:
         match order:
             case Mark():
                 await self._mark(order)
+            case Remind():
+                await self._reach(order, "operator", stop=True)
             case Miss():
                 await self._miss(order)
             case Revoke():
@@ -121,7 +135,7 @@ class Obeying:
                 await self._give_up(order)
 
     async def _reach(
-        self, order: Mark | Miss | Revoke, level: Reached, *, stop: bool = False, manual: bool = False
+        self, order: Mark | Remind | Miss | Revoke, level: Reached, *, stop: bool = False, manual: bool = False
     ) -> str:
         """Mark the lease; return how the ledger took it, "" if there is no such lease any more."""
         call = reach(

@@ -69,6 +69,7 @@ class _End(Enum):
 
     UNOPENED = auto()
     EMPTIED = auto()
+    RESTORED = auto()
     ELSEWHERE = auto()
 
 
@@ -112,6 +113,9 @@ async def run(
         elif end is _End.EMPTIED:
             said = False
             _log.warning("recorder.emptied", message="the statistics are gone with the store's data and begin anew")
+        elif end is _End.RESTORED:
+            said = False
+            _log.info("recorder.restored", message="statistics of before were brought back; it goes on from them")
         else:
             if not said:
                 _log.info("recorder.elsewhere", message="another daemon records this pool; it goes on doing so")
@@ -127,23 +131,28 @@ async def _record(ask: Ask, keys: PoolKeys, news: News, batch_s: float) -> _End:
     position, book = read_book(stored.hashes[0])
     recording = Recording(position, book, read_tasks(stored.hashes[1]))
     seen = news.last
-    page = await ask(record(keys, position=position, page=PAGE))
+    known = position
+    page = await ask(record(keys, position=known, page=PAGE))
     while isinstance(page, Recorded):
         if page.events:
-            written = recording.position
+            known = recording.position
             await _take(recording, page, ask, keys)
             if len(page.events) < PAGE:
                 await anyio.sleep(batch_s)
             seen = news.last
-            page = await ask(record(keys, position=written, batch=recording.batch(), page=PAGE))
+            page = await ask(record(keys, position=known, batch=recording.batch(), page=PAGE))
         else:
             await _something_after(seen, news)
             await anyio.sleep(batch_s)
             seen = news.last
-            page = await ask(record(keys, position=recording.position, page=PAGE))
+            known = recording.position
+            page = await ask(record(keys, position=known, page=PAGE))
     if not isinstance(page, Superseded):
         return _End.UNOPENED
-    return _End.EMPTIED if page.position is None else _End.ELSEWHERE
+    if page.position is None:
+        return _End.EMPTIED
+    # Another recorder is further on, or there was none before; only `gpulockd restore` goes back.
+    return _End.RESTORED if known is not None and page.position < known else _End.ELSEWHERE
 
 
 async def _take(recording: Recording, page: Recorded, ask: Ask, keys: PoolKeys) -> None:

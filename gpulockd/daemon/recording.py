@@ -96,7 +96,7 @@ class Recording:
         for field in (minute, WHOLE):
             self._hours[hour].setdefault(field, Tally()).take(facts)
             self._changed_hours.add((hour, field))
-        if event.task is not None:
+        if event.task is not None and not event.is_probe:
             self._take_task(event.task[:LONGEST_TASK], event, facts)
 
     def _take_task(self, name: str, event: happened.Event, facts: Facts) -> None:

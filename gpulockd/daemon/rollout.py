@@ -94,7 +94,10 @@ class Rollouts:
         """
         row = await revisions.read_rollout(self._ask)
         rollout = read(row)
-        return None if rollout is None else view(rollout, row)
+        return None if rollout is None else view(rollout, row, await self._sessions(rollout))
+
+    async def _sessions(self, rollout: Rollout) -> tuple[int, int] | None:
+        return None if rollout.over else await self._canary.sessions(rollout)
 
     async def start(
         self,
@@ -139,7 +142,7 @@ class Rollouts:
         if isinstance(written, RolloutConflict):
             raise NotNow("another rollout has begun in the same moment: look at it with `gpulockd config rollout`")
         self._tell()
-        return view(rollout, written)
+        return view(rollout, written, await self._sessions(rollout))
 
     async def _fit_to_begin(
         self, tree: Tree, unset: Collection[str], state: State, author: str, reason: str, unvalidated: bool
@@ -187,7 +190,7 @@ class Rollouts:
         :raises StoreUnavailable: if the store is away
         """
         after, written = await self._say(partial(_commanded, name, author, reason))
-        return view(after, written)
+        return view(after, written, await self._sessions(after))
 
     async def given_up(self, *, author: str, reason: str) -> None:
         """Go back because somebody has rolled the configuration back; nothing if no rollout is under way.

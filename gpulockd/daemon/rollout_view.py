@@ -30,8 +30,12 @@ def is_at_rest(rollout: Rollout | None) -> bool:
     return rollout is None or (rollout.over and not rollout.untold)
 
 
-def view(rollout: Rollout, row: RolloutRow) -> dict[str, Any]:
-    """Return the rollout, ready for JSON; shares and rates of 1, times in seconds."""
+def view(rollout: Rollout, row: RolloutRow, sessions: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return the rollout, ready for JSON; shares and rates of 1, times in seconds.
+
+    :param sessions: how many living worker sessions are in, and how many there are, where those are the unit
+    """
+    who = rollout.who if sessions is None else f"{sessions[0]} of {sessions[1]} {rollout.who}"
     counted, trip = rollout.counted, tripped(rollout.counted, rollout.limits)
     return {
         "id": rollout.id,
@@ -47,7 +51,9 @@ def view(rollout: Rollout, row: RolloutRow) -> dict[str, Any]:
         "unit": "hosts" if rollout.unit == "pools" else "sessions",
         "pools": list(rollout.pools),
         "below": rollout.below,
-        "who": rollout.who,
+        "who": who,
+        "sessions_in": None if sessions is None else sessions[0],
+        "sessions": None if sessions is None else sessions[1],
         "revision": rollout.base,
         "result": rollout.result,
         "set": rollout.tree,
@@ -66,13 +72,13 @@ def view(rollout: Rollout, row: RolloutRow) -> dict[str, Any]:
         "gate": trip.text if trip is not None else None,
         "driver": row.driver or None,
         "why": rollout.why or None,
-        "text": text_of(rollout, row.elapsed_ms),
+        "text": text_of(rollout, row.elapsed_ms, who),
     }
 
 
-def text_of(rollout: Rollout, elapsed_ms: int) -> str:
-    """Return one line that says where it is and what comes next."""
-    stage = f"stage {rollout.stage + 1} of {len(rollout.stages)} ({rollout.now.share:.0%}: {rollout.who})"
+def text_of(rollout: Rollout, elapsed_ms: int, who: str) -> str:
+    """Return one line that says where it is, who is in, and what comes next."""
+    stage = f"stage {rollout.stage + 1} of {len(rollout.stages)} ({rollout.now.share:.0%}: {who})"
     held = f"{rollout.held_ms(elapsed_ms) / 1000:.0f} of {rollout.now.hold_s:g} s"
     return {
         "holding": f"{stage} holds, {held}; {rollout.counted}",

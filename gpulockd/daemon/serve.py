@@ -19,7 +19,7 @@ import structlog
 
 from gpulockd import __version__
 from gpulockd.daemon import fdstore, folders, guard, logs, notify, process, watchdog
-from gpulockd.daemon.announcing import FAILED, OK, only_ours, refused, say_ready
+from gpulockd.daemon.announcing import FAILED, OK, only_ours, refused, say_ready, warn_of_clear
 from gpulockd.daemon.assertions import GuardsWord
 from gpulockd.daemon.configkept import KeptFile
 from gpulockd.daemon.credentials import API_TOKEN, credential
@@ -197,6 +197,7 @@ async def _serve_pool(
                 tls = encrypting.context_of(plan.settings.web.tls)
                 await web.start(listening.run, app, sockets, stopping, tls)
                 address = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+                warn_of_clear(host, port, encrypted=tls is not None)
                 say_ready(__version__, plan, offered.cards, len(offered.gpus), address)
                 made.on_ready()
                 interval_s = notify.watchdog_interval_s()

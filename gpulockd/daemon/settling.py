@@ -41,7 +41,9 @@ RETRY_S = 0.2
 LOOKED_AT = frozenset(
     {"lock_expired", "lock_revoked", "gpu_settling", "gpu_quarantined", "session_lost", "wait_abandoned", "broken"}
 )
-LOST_BY = frozenset({"expired", "revoked", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent"})
+LOST_BY = frozenset(
+    {"expired", "left", "revoked", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent"}
+)
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)

@@ -19,7 +19,7 @@ from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.recorded import Ask
 from gpulockd.ledger.statistics import Statistics
 from gpulockd.ledger.verbs import Terms
-from gpulockd.model import Job, Wants
+from gpulockd.model import PROBE_KEY, Job, Wants
 
 VERIFY_S = 20.0
 """How long a check may take to come true (in seconds)."""
@@ -27,8 +27,6 @@ VERIFY_S = 20.0
 RETRY_S = 0.1
 RESTART_S = 120.0
 MOST_SAID = 500
-PROBE = "gpu_lock:config-probe"
-"""A slot without hardware: a grant and a release of it go all the way and disturb nobody."""
 
 Check = str | bool | float
 
@@ -145,7 +143,7 @@ class Verifying:
                 self._keys,
                 session=session,
                 id=id,
-                wants=Wants(keys=(PROBE,)),
+                wants=Wants(keys=(PROBE_KEY,)),
                 priority=0,
                 wait=False,
                 job=Job(task="config-probe"),

@@ -75,8 +75,8 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """All that stands. `outbox`: how many notices are still to be told; `cpu_s`: CPU time of the server since its
-    start, None if it does not say."""
+    """All that stands. `untold`: how many notices "<pool>|<channel>" has still to tell; `cpu_s`: CPU time of the server
+    since its start, None if it does not say."""
 
     wall_ms: int
     alerts: dict[str, Kept]
@@ -84,8 +84,13 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     daemons: dict[str, Kept]
     channels: dict[str, Kept]
     history: tuple[bytes, ...]
-    outbox: int
+    untold: dict[str, int]
     cpu_s: float | None
+
+    @property
+    def outbox(self) -> int:
+        """How many notices are still to be told, over all channels."""
+        return sum(self.untold.values())
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -246,7 +251,7 @@ def _stored(reply: list[Any]) -> Stored:
         daemons=_kept(reply[4]),
         channels=_kept(reply[5]),
         history=tuple(reply[6]),
-        outbox=int(reply[7]),
+        untold={reading.text(reply[7][i]): int(reply[7][i + 1]) for i in range(0, len(reply[7]), 2)},
         cpu_s=float(reply[8]) if reply[8] else None,
     )
 

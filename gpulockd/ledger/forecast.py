@@ -22,6 +22,10 @@ Holds = Mapping[str, Sequence[int]]
 """Task -> its recent holds (ms): `Statistics.recent_holds_ms()`."""
 
 
+Ends = Mapping[str, int]
+NO_ENDS: Ends = {}
+
+
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """When something is expected, in seconds from now: half of the time between `early_s` and `late_s`."""
 
@@ -40,7 +44,7 @@ def expected_end(recent_holds_ms: Sequence[int], age_ms: int) -> Expected | None
 
 
 def expected_starts(
-    snapshot: Snapshot, holds: Holds, *, hold_back_s: float = HOLD_BACK_S
+    snapshot: Snapshot, holds: Holds, *, hold_back_s: float = HOLD_BACK_S, ends_ms: Ends = NO_ENDS
 ) -> dict[str, Expected | None]:
     """Return when each ticket of the snapshot's page of the queue may get its gpus; None where it cannot be said.
 
@@ -48,8 +52,9 @@ def expected_starts(
     of an unknown task never leaves, so who depends on it is unknown. Tickets whose programs are away are passed over.
 
     :param hold_back_s: how long a ticket that does not fit lets later ones pass (in seconds)
+    :param ends_ms: in how long a lease ends for sure, by its id (ms)
     """
-    played = [_play(snapshot, holds, share, hold_back_s) for share in _SHARES]
+    played = [_play(snapshot, holds, share, hold_back_s, ends_ms) for share in _SHARES]
     return {ticket.id: _expected([starts.get(ticket.id) for starts in played]) for ticket in snapshot.queue}
 
 
@@ -83,12 +88,14 @@ class _Waiting(msgspec.Struct):
     waited_ms: int
 
 
-def _play(snapshot: Snapshot, holds: Holds, share: float, hold_back_s: float) -> dict[str, float]:
+def _play(snapshot: Snapshot, holds: Holds, share: float, hold_back_s: float, ends_ms: Ends) -> dict[str, float]:
     """Return when each ticket begins (ms from now), each hold at that quantile; those that never do are missing."""
     seating = Seating.of(snapshot)
     ends: list[tuple[float, str, tuple[str, ...]]] = []
     for lease in holders(snapshot):
-        rest_ms = _left(holds.get(lease.job.task, ()), lease.held_ms, share)
+        rest_ms: float | None = ends_ms.get(lease.id)
+        if rest_ms is None:
+            rest_ms = _left(holds.get(lease.job.task, ()), lease.held_ms, share)
         if rest_ms is not None:
             heapq.heappush(ends, (rest_ms, lease.id, lease.gpus))
     waiting = [_waiting(ticket) for ticket in present(snapshot)]

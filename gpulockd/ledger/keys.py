@@ -21,6 +21,7 @@ All of a pool lives in one hash slot, `gpulockd:{<pool>}:<name>`, so every chang
 | `queue:<wants>` | zset | present tickets of equal wants |
 | `heads:<gpu>`, `heads:any` | zset | wants -> score of the head of its queue |
 | `done:<id>` | string, TTL | tombstone of a ticket or session: how it ended |
+| `parked:<id>` | string, TTL | the stamp of a waiter that left and will come back under another id |
 | `recorded`, `recorded:tasks`, `recorded:<hour>` (TTL) | hash | statistics (gpulockd/ledger/recorded.py) |
 | `recorded:load:<hour>` (TTL) | hash | load of server and gpus (gpulockd/ledger/load.py) |
 

@@ -10,7 +10,7 @@ from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.lua_files import script
 from gpulockd.ledger.verbs import Call
 
-Reached = Literal["warning", "soft", "hard", "silent"]
+Reached = Literal["warning", "soft", "hard", "silent", "operator"]
 
 
 class Marked(a.Answer, frozen=True, kw_only=True):
@@ -33,7 +33,8 @@ def reach(
 ) -> Call[Marked | a.Gone | a.Stale | a.NoSession | a.Unopened]:
     """Mark a lease as having reached a level, once; it is not ended.
 
-    :param level: an age, or "silent" for a task that nothing is heard of
+    :param level: an age, "silent" for a task that nothing is heard of, or "operator": somebody wants it to stop,
+        whatever its age
     :param after_ms: the age or silence that counts: nothing is marked before, whatever the caller has seen
     :param stop: ask the holder to stop; it is rung at each call, since a ring may be lost
     :param manual: only the task's own words are signs of life, not its process's keepalives

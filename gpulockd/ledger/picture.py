@@ -112,6 +112,7 @@ def _ticket_record(row: list[Any], now_ms: int, place: int | None) -> TicketReco
         note=fields.get("note") or None,
         heartbeat_age_ms=_age(now_ms, fields, "beat_ms"),
         level=fields.get("level", ""),  # type: ignore[arg-type] # Lua writes only these words
+        asked_to_stop=fields.get("asked") == "1",
         seen_age_ms=_seen_age(now_ms, fields),
         missed_age_ms=_age(now_ms, fields, "missed_ms"),
         ends_in_ms=_ends_in(now_ms, fields),

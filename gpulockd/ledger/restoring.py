@@ -23,6 +23,7 @@ async def restore(
     rollout: RolloutRow | None = None,
     pool: str = "",
     bases: dict[int, Tree] | None = None,
+    source: str = "a daemon's own copy",
 ) -> bool:
     """Bring back what a daemon has kept to a store that has lost it. Returns whether it was taken.
 
@@ -33,6 +34,7 @@ async def restore(
     :param revisions: those kept, the current one and the stable one among them
     :param audits: the last lines of the audit, oldest first
     :param bases: of the daemon's own `pool`
+    :param source: where they come from, for the audit
     :raises UnknownRevision: if the current one is not among `revisions`
     :raises StoreUnavailable: if no answer came
     """
@@ -41,7 +43,7 @@ async def restore(
         raise UnknownRevision(f"revision {current} is not among those kept", number=current)
     newest = by_number[current]
     live = newest.live if live is None else live
-    note = line(author=author, origin="restore", what="restored", text=f"revision {current} from a daemon's own copy")
+    note = line(author=author, origin="restore", what="restored", text=f"revision {current} from {source}")
     args: list[str] = [str(current), newest.id, "" if stable not in by_number else str(stable), encode(live), note]
     args += ["", "", "0"] if rollout is None else _rollout_words(rollout)
     args += [str(len(audits)), *(word for row in audits for word in (row.id, _line(row)))]

@@ -27,7 +27,7 @@ from gpulockd.ledger.distribution import Distribution
 
 Outcome = Literal["acquired", "timed_out", "failed", "withdrawn"]
 
-OWN_CHOICE = frozenset({"abandoned", "released"})
+OWN_CHOICE = frozenset({"abandoned", "parked", "released"})
 """Reasons by which a waiter left of its own accord."""
 
 HOLDS = (LockReleased, LockExpired, LockRevoked)
@@ -35,6 +35,9 @@ HOLDS = (LockReleased, LockExpired, LockRevoked)
 
 WITH_REASONS = (LockExpired, LockRevoked, TimeoutWarned, StopRequested)
 """What is counted by its reason as well: why a lease was ended, which level of age it has reached."""
+
+PLANNED = "planned"
+"""What a lease that lasted as long as it was asked for is counted by, instead of its reason: nobody was lost."""
 
 MOST_WORDS = 96
 """A tally grows no further by reasons that it has not seen."""
@@ -46,8 +49,10 @@ def outcome(event: Event) -> Outcome | None:
     """Return how an attempt ended with this event; None if none did.
 
     A ticket that was granted but not yet confirmed ends as `WaitAbandoned` for whatever reason. `WaitTimedOut` with a
-    hold is a lease whose acquisition was counted when it began.
+    hold is a lease whose acquisition was counted when it began. What a daemon tries for itself is no attempt.
     """
+    if event.is_probe:
+        return None
     if isinstance(event, LockAcquired):
         return "acquired"
     if isinstance(event, WaitTimedOut):
@@ -71,10 +76,12 @@ class Facts(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, event: Event) -> Facts:
-        """Return what is counted of that event."""
+        """Return what is counted of that event: nothing of one that a daemon caused to check itself."""
+        if event.is_probe:
+            return cls(event.seq, None, ())
         kind, ended, reason = str(event.__struct_config__.tag), outcome(event), None
         if isinstance(event, WITH_REASONS):
-            said = event.reason or ""
+            said = PLANNED if isinstance(event, LockExpired) and event.planned else event.reason or ""
             reason = (kind, said if _REASON.fullmatch(said) else "other")
         return cls(
             event.seq,
@@ -152,7 +159,17 @@ class Tally(msgspec.Struct, array_like=True):
     @property
     def recoveries(self) -> int:
         """How many leases were ended for their holder: it died, was cut off, let its time pass, or was made to stop."""
-        return self.of("lock_expired") + self.of("lock_revoked") - self.of("lock_revoked:operator")
+        return self.lost - self.of("lock_revoked:operator")
+
+    @property
+    def planned_ends(self) -> int:
+        """How many leases lasted as long as they were asked for."""
+        return self.of(f"lock_expired:{PLANNED}")
+
+    @property
+    def lost(self) -> int:
+        """How many leases ended without their holder."""
+        return self.of("lock_expired") + self.of("lock_revoked") - self.planned_ends
 
     @property
     def failed_recoveries(self) -> int:

@@ -20,10 +20,11 @@ from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
 
 T = TypeVar("T")
 Reply = list[Any]
-EndReason = Literal[
-    "released", "abandoned", "timed_out", "died", "revoked", "operator", "hard_timeout", "silent", "gpu_lost"
-]
-"""Why something ends. The last five take a lease from its holder; "revoked" alone does not say who."""
+_Left = Literal["released", "abandoned", "parked", "timed_out", "expired", "left"]
+_Lost = Literal["died", "revoked", "operator", "hard_timeout", "silent", "gpu_lost"]
+EndReason = Literal[_Left, _Lost]
+"""Why something ends; "revoked" alone does not say by whom. "expired": its time was over, as planned; "left": its
+connection from afar is gone. Nobody knows what the user of these two still does, so their gpus settle."""
 
 encode = msgspec.json.encode
 
@@ -172,8 +173,10 @@ def request(
     lock_timeout_ms: int,
     asked_ms: int | None,
     inside: tuple[str, int] | None = None,
+    parked: str = "",
 ) -> Call[reading.RequestAnswer]:
-    """Take a place in the queue, or the gpus at once. `inside`: (lease, token) of a run to join."""
+    """Take a place in the queue, or the gpus at once. `inside`: (lease, token) of a run to join. `parked`: a ticket
+    that has ended by that reason, whose place this one takes over if it is still kept."""
     args = (
         session,
         id,
@@ -187,6 +190,7 @@ def request(
         "" if asked_ms is None else str(asked_ms),
         inside[0] if inside else "",
         str(inside[1]) if inside else "",
+        parked,
     )
     return Call(script("request"), keys, args, reading.requested)
 
@@ -271,7 +275,7 @@ def offer(
 def report(
     keys: PoolKeys, *, session: str, gpu: str, state: str, reason: str
 ) -> Call[a.Noted | a.UnknownGpu | a.NoSession | a.Unopened]:
-    """Say how a gpu is: ready, settled, quarantined, drained or lost."""
+    """Say how a gpu is: ready, settled, quarantined, lost, or by somebody's word drained or resumed."""
     return Call(script("report"), keys, (session, gpu, state, reason), reading.reported)
 
 

@@ -70,7 +70,7 @@ class Host:
     async def __aenter__(self) -> Self:
         try:
             (self.folder / "config.yml").write_text(json.dumps(self._tree))
-            self._daemon = _start(self._words(), self.folder)
+            self._daemon = self._start_daemon()
             await self._ready(self._daemon)
             self._store_pid = StoreSocket(self._folders.store_socket).server_pid()
             if self._deaf is not None:
@@ -87,7 +87,7 @@ class Host:
 
     async def party(self, module: str) -> Party:
         """Start a Python module as a program of this host, and wait until it has met the daemon."""
-        party = await Party.start([sys.executable, "-m", module], self._environment(), before=_dies_with(os.getpid()))
+        party = await Party.start([sys.executable, "-m", module], self._environment(), before=dies_with(os.getpid()))
         self._parties.append(party)
         await party.said()
         return party
@@ -105,6 +105,9 @@ class Host:
         """What the daemon's API answers."""
         with http.Daemon(self.socket) as daemon:
             return daemon.get(path)
+
+    def _start_daemon(self) -> subprocess.Popen[bytes]:
+        return _start(self._words(), self.folder)
 
     def _words(self) -> list[str]:
         words = [sys.executable, "-m", "gpulockd", "serve", "--config", str(self.folder / "config.yml")]
@@ -145,6 +148,9 @@ class Host:
         if self._daemon is not None:
             await asyncio.to_thread(_stop, self._daemon)
             leftover.stop_store(self._folders)
+        self._remove()
+
+    def _remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -184,11 +190,11 @@ def _start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509 # it only calls the kernel
+            preexec_fn=dies_with(os.getpid()),  # noqa: PLW1509 # it only calls the kernel
         )
 
 
-def _dies_with(parent: int) -> Callable[[], None]:
+def dies_with(parent: int) -> Callable[[], None]:
     """Ask the kernel to end the child with its parent, and Ctrl-C to leave it alone."""
     libc = ctypes.CDLL(None)
 

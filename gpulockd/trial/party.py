@@ -30,6 +30,16 @@ class Party:
     def __repr__(self) -> str:
         return f"<Party pid={self._process.pid}>"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.returncode is None
+
     @classmethod
     async def start(cls, command: list[str], env: dict[str, str], *, before: Callable[[], None] | None = None) -> Party:
         """Start a program. `before` runs in the child, before it becomes that program."""
@@ -65,6 +75,12 @@ class Party:
         if not line:
             raise PartyLost("a program of the trial has ended; what it wrote above says why")
         return msgspec.json.decode(line)
+
+    def kill(self) -> None:
+        """End it at once; a stopped one too."""
+        if self.is_running:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def end(self) -> None:
         """End it: kindly, then at once."""

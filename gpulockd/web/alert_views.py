@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+
 import msgspec
 
 from gpulockd.alerting.judging import Alert, Book, Silence, overall_status
 from gpulockd.alerting.records import book_of, history_of
 from gpulockd.ledger.alerts import Stored
+
+STREAM = "event"
+"""The name of the channel that is the pool's own stream of events, which no configuration names."""
 
 REMOVED = "removed"
 """The kind of a channel that its pool's configuration has no more."""
@@ -45,7 +51,10 @@ class SilenceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChannelView(msgspec.Struct, frozen=True, kw_only=True):
-    """A channel: when it last took a message, when not, and why not (unix seconds)."""
+    """A channel: when it last took a message, when not, and why not (unix seconds).
+
+    `configured` false: its configuration has it no more, yet `untold` notices of it are left.
+    """
 
     name: str
     pool: str
@@ -53,6 +62,8 @@ class ChannelView(msgspec.Struct, frozen=True, kw_only=True):
     answered_at: float | None
     failed_at: float | None
     error: str
+    configured: bool = True
+    untold: int = 0
 
 
 class AlertLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +80,8 @@ class AlertLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertsView(msgspec.Struct, frozen=True, kw_only=True):
-    """All alerts of the fleet, the worst first. `overall_status` is this pool's; `untold`: notices still to be sent."""
+    """All alerts of the fleet, the worst first. `overall_status` is this pool's; `untold`: notices still to be
+    sent, over channels that there are."""
 
     pool: str
     overall_status: str
@@ -89,20 +101,17 @@ class KnownChannel(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-def alerts_view(pool: str, stored: Stored) -> AlertsView:
-    """Return all of it, as the store has it."""
+def alerts_view(pool: str, stored: Stored, configured: Mapping[str, str] | None = None) -> AlertsView:
+    """Return all of it, as the store has it.
+
+    :param configured: the channels of this pool, by name with their kinds, listed before their first message too;
+        None: they are not known
+    """
     book = book_of(stored)
     listed = [alert_view(alert, book, stored.wall_ms) for alert in book.alerts.values()]
     order = {"active": 0, "pending": 1, "resolved": 2}
     listed.sort(key=lambda one: (order[one.state], one.level != "critical", one.pool != pool, -one.since, one.id))
-    channels = []
-    for name, kept in sorted(stored.channels.items()):
-        try:
-            known = msgspec.json.decode(kept.json, type=KnownChannel)
-        except msgspec.MsgspecError:
-            continue
-        if known.kind != REMOVED:
-            channels.append(channel_view(name, known))
+    channels = _channels(pool, stored, configured)
     lines = [
         AlertLine(
             at=line.at_ms / 1000,
@@ -121,10 +130,28 @@ def alerts_view(pool: str, stored: Stored) -> AlertsView:
         overall_status=overall_status(alert for alert in book.alerts.values() if alert.pool == pool),
         alerts=tuple(listed),
         silences=tuple(silence_view(one) for one in book.silences),
-        channels=tuple(channels),
-        untold=stored.outbox,
+        channels=channels,
+        untold=sum(channel.untold for channel in channels if channel.configured),
         history=tuple(lines),
     )
+
+
+def _channels(pool: str, stored: Stored, configured: Mapping[str, str] | None) -> tuple[ChannelView, ...]:
+    """Return the channels that there are, and those that are removed and have left something untold."""
+    own = {f"{pool}|{name}": KnownChannel(kind=kind) for name, kind in (configured or {}).items()}
+    known = dict(own)
+    for name, kept in stored.channels.items():
+        with suppress(msgspec.MsgspecError):
+            known[name] = msgspec.json.decode(kept.json, type=KnownChannel)
+    found = []
+    for name in sorted({*known, *stored.untold}):
+        channel, untold = known.get(name, KnownChannel()), stored.untold.get(name, 0)
+        is_own = configured is not None and name.startswith(f"{pool}|") and not name.endswith(f"|{STREAM}")
+        there = name in own if is_own else channel.kind != REMOVED
+        if there or untold:
+            view = channel_view(name, channel)
+            found.append(msgspec.structs.replace(view, configured=there, untold=untold))
+    return tuple(found)
 
 
 def alert_view(alert: Alert, book: Book, now_ms: int) -> AlertView:

@@ -67,7 +67,8 @@ class Tested(msgspec.Struct, frozen=True, kw_only=True):
 async def alerts(visit: Visit) -> AlertsView:
     """All that stands, and the latest of what was."""
     stored = await visit.backend.ask(alert_read(history=visit.number("history", 50, MOST_LINES)))
-    return alerts_view(visit.backend.pool, stored)
+    service = visit.backend.alerts
+    return alerts_view(visit.backend.pool, stored, None if service is None else service.channels())
 
 
 async def acknowledge(visit: Visit) -> AlertView:

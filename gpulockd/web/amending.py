@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gpulockd.client.whoami import started_ticks
 from gpulockd.errors import LeaseLost
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import limits_verbs, verbs
@@ -25,13 +26,16 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What is new of a lease; what is left out stays. At least one field must be given.
 
     `percent` (0 to 100) and `message` are the task's heartbeat. `ttl`: a lease that was asked for with a `ttl` goes on
-    for so long from now. `stop`: its holder is asked to save its work and leave, as at the soft limit.
+    for so long from now; `renew`: for as long as it was asked for. `stop`: its holder is asked to save its work and
+    leave, as at the soft limit; that is no limit reached.
     """
 
     percent: Percent | None = None
     message: Message | None = None
     ttl: Duration | None = None
+    renew: bool = False
     stop: bool = False
+    over: bool = False
 
 
 class Amended(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,12 +64,15 @@ async def amend_lease(visit: Visit) -> Amended:
     ttl_s = parse_duration_s(body.ttl, "ttl") if body.ttl is not None else None
     found = named_lease(await visit.backend.look(length=1), visit.request.path_params["id"])
     check_owner(visit.caller, found.process.user if found.process else "")
-    if ttl_s is not None:
-        _renew(visit, found, check_ttl(ttl_s))
-    if body.percent is not None or body.message is not None or ttl_s is not None:
+    is_renewed = ttl_s is not None or body.renew
+    if is_renewed:
+        _renew(visit, found, check_ttl(ttl_s) if ttl_s is not None else None)
+    if body.percent is not None or body.message is not None or is_renewed:
         found = await _noted(visit, found, body)
     if body.stop:
         await _asked_to_stop(visit, found)
+    if body.over:
+        await _given_back(visit, found)
     held_here = visit.backend.holdings.get(found.id)
     return Amended(
         id=found.id,
@@ -75,11 +82,11 @@ async def amend_lease(visit: Visit) -> Amended:
         percent=found.percent,
         note=found.note,
         ends_in_s=held_here.ends_in_s if held_here is not None else None,
-        stopping=body.stop or found.level in ("soft", "hard"),
+        stopping=body.stop or found.asked_to_stop or found.level in ("soft", "hard"),
     )
 
 
-def _renew(visit: Visit, found: TicketRecord, ttl_s: float) -> None:
+def _renew(visit: Visit, found: TicketRecord, ttl_s: float | None) -> None:
     held_here = visit.backend.holdings.get(found.id)
     if held_here is None or held_here.ends_in_s is None:
         detail = f"the lease {found.id} has no ttl: it lasts as long as its holder"
@@ -99,10 +106,27 @@ async def _noted(visit: Visit, found: TicketRecord, body: Amendment) -> TicketRe
 
 
 async def _asked_to_stop(visit: Visit, found: TicketRecord) -> None:
-    call = limits_verbs.reach(visit.backend.keys, id=found.id, token=found.token, level="soft", after_ms=0, stop=True)
+    call = limits_verbs.reach(
+        visit.backend.keys, id=found.id, token=found.token, level="operator", after_ms=0, stop=True
+    )
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, limits_verbs.Marked):
         raise _ended(found)
+
+
+async def _given_back(visit: Visit, found: TicketRecord) -> None:
+    """A run that was short gives back what it had not yet begun to keep; the kernel says that it is the holder."""
+    peer, process = visit.caller.peer, found.process
+    if peer is None or process is None or (peer.pid, started_ticks(peer.pid)) != (process.pid, process.started_ticks):
+        detail = f"the lease {found.id} is held by another process"
+        raise refusal(403, "forbidden", detail, "DELETE takes it from its holder")
+    keys = visit.backend.keys
+    call = verbs.end(keys, session=found.session, id=found.id, token=found.token, reason="released")
+    answer: Any = await visit.backend.ask(call)
+    if not isinstance(answer, a.Ended):
+        raise _ended(found)
+    goodbye = verbs.end(keys, session="", id=found.session, token=None, reason="released", what="session")
+    await visit.backend.ask(goodbye)
 
 
 def _ended(found: TicketRecord) -> LeaseLost:

@@ -19,7 +19,9 @@ from starlette.routing import Route
 from gpulockd.errors import GpuLockError
 from gpulockd.web.auth import Fence, Names, caller_of, check_operator, check_writer
 from gpulockd.web.backend import Backend
+from gpulockd.web.openapi import template
 from gpulockd.web.problems import ProblemError, of_error, of_form, problem, refusal, response
+from gpulockd.web.refusing import refused_changes
 from gpulockd.web.same_line import same_line
 from gpulockd.web.streams import Stream
 from gpulockd.web.table import Row, Visit
@@ -59,22 +61,23 @@ def _endpoint(methods: dict[str, Row], backend: Backend) -> Callable[[Request], 
         row = methods["GET" if request.method == "HEAD" else request.method]
         web = backend.settings.web
         caller = caller_of(request, backend.token, backend.uid, web.writes)
-        if row.access != "free":
-            check_writer(caller, await same_line(request) if caller.is_unknown else "")
-        if row.access == "operator":
-            check_operator(caller)
-        row.check_query(request)
-        body = None
-        if row.request is not None:
-            body = _decoded(await _body(request), row.request)
-        answer = await row.handler(Visit(request=request, backend=backend, caller=caller, body=body))
+        async with refused_changes(row, request, backend, caller):
+            if row.access != "free":
+                check_writer(caller, await same_line(request) if caller.is_unknown else "")
+            if row.access == "operator":
+                check_operator(caller)
+            row.check_query(request)
+            body = None
+            if row.request is not None:
+                body = _decoded(await _body(request), row.request)
+            answer = await row.handler(Visit(request=request, backend=backend, caller=caller, body=body))
         if isinstance(answer, Response):
             # A stream's head says nothing of its body, which would never end.
             whole = request.method != "HEAD" or not isinstance(answer, Stream)
             return answer if whole else Response(media_type=row.media, headers=SAFETY)
         return Response(msgspec.json.encode(answer), media_type=row.media, headers=SAFETY)
 
-    endpoint.route = next(iter(methods.values())).path  # type: ignore[attr-defined] # for `Timed`
+    endpoint.route = template(next(iter(methods.values())).path)  # type: ignore[attr-defined] # for `Timed`
     return endpoint
 
 
@@ -96,11 +99,26 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+def _needed(kind: Any) -> list[str]:
+    """Return the fields that a body of this kind must have."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return []
+    return [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
+
+
 def _decoded(body: bytes, kind: Any) -> Any:
     """Return the body as `kind`, whatever its Content-Type says.
 
-    :raises ProblemError: 400 if it is not JSON, 422 if it is of another form
+    An empty body says nothing: it is `{}` where all fields are optional.
+
+    :raises ProblemError: 400 if it is not JSON or is missing, 422 if it is of another form
     """
+    if not body.strip():
+        needed = _needed(kind)
+        if needed:
+            form = "{" + ", ".join(f'"{name}": …' for name in needed) + "}"
+            raise refusal(400, "empty", "the body is empty", f"send {form}")
+        body = b"{}"
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as wrong:

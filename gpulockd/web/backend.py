@@ -24,6 +24,7 @@ from gpulockd.model import Job, Snapshot
 from gpulockd.settings import Settings
 from gpulockd.web.configures import Configures, Impacts, Replays, RollsOut
 from gpulockd.web.feed import Feed
+from gpulockd.web.forecasting import Forecast
 from gpulockd.web.hostpids import HostPid, with_host_pids
 from gpulockd.web.known import Knowing, Known
 from gpulockd.web.metrics import Metrics
@@ -56,6 +57,9 @@ class Alerting(Protocol):
     def reconsider(self) -> None:
         """Judge soon."""
 
+    def channels(self) -> Mapping[str, str]:
+        """The channels of this pool, by name with their kinds."""
+
     async def test_channel(self, name: str | None = None) -> Mapping[str, object]:
         """Send a test message over one channel, or over all.
 
@@ -69,8 +73,8 @@ class GivesBack(Protocol):
     def give_back(self) -> None:
         """End it as its holder would."""
 
-    def renew(self, ttl_s: float) -> None:
-        """Let it go on for so long from now (in seconds)."""
+    def renew(self, ttl_s: float | None) -> None:
+        """Let it go on for so long from now (in seconds), None: for as long as it was asked for."""
 
     @property
     def ends_in_s(self) -> float | None:
@@ -128,6 +132,7 @@ class Backend:
     metrics: Metrics = field(default_factory=Metrics)
     knowing: Knowing = field(default_factory=Knowing)
     pages: Kept = field(default_factory=Kept)
+    forecast: Forecast = field(default_factory=Forecast)
     waiters: Counter[str] = field(default_factory=Counter)
     holdings: dict[str, GivesBack] = field(default_factory=dict)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)
@@ -196,6 +201,15 @@ class Backend:
             return (await self.known()).holds_ms()
         except UnreadableError:
             return {}
+
+    def planned_ends_s(self) -> dict[str, float]:
+        """In how long the leases end that were asked for with a time, by their ids (in seconds)."""
+        ends = {id: held.ends_in_s for id, held in self.holdings.items()}
+        return {id: end_s for id, end_s in ends.items() if end_s is not None}
+
+    def planned_ends_ms(self) -> dict[str, int]:
+        """The same in ms, for forecasts."""
+        return {id: round(end_s * 1000) for id, end_s in self.planned_ends_s().items()}
 
     async def events(self) -> Sequence[Event]:
         """Return the last events of a day, oldest first.

@@ -197,8 +197,15 @@ def _rollback_text(message: str, done: RolledBack) -> str:
     if done.left_alone:
         lines.append(f"left as they are: {', '.join(done.left_alone)}")
     for name, value in done.checks.items():
-        lines.append(f"check {name}: {str(value).lower() if isinstance(value, bool) else value}")
+        lines.append(f"check {name}: {_said(value)}")
     return "\n".join([*lines, f"overall_status: {done.overall_status}"])
+
+
+def _said(value: object) -> str:
+    """Return what a check found, for people: a number is a share."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.0%}" if isinstance(value, float) else str(value)
 
 
 async def note_validation(visit: Visit) -> views.ValidationNoted:

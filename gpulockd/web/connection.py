@@ -10,10 +10,10 @@ import socket
 from collections import Counter
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gpulockd.web.auth import Peer
-from gpulockd.web.problems import Problem, problem, raw_answer
+from gpulockd.web.problems import Problem, problem, raw_answer, refusal
 
 MOST_CONNECTIONS = 2000
 MOST_OF_STRANGERS = 1900
@@ -68,14 +68,16 @@ class Connection(HttpToolsProtocol):
     _user: int | None = None
     _counted = False
     _heading = False
+    _streams = False
     _head = 0
     _deadline: asyncio.TimerHandle | None = None
+    _cycles: tuple[RequestResponseCycle, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn says so too
         """Note who it is; refuse who is too many."""
         peer = _peer_of(transport)
         self._user = peer.uid if peer is not None else None
-        self.app_state = {**self.app_state, "peer": peer}
+        self.app_state = {**self.app_state, "peer": peer, "connection": self}
         super().connection_made(transport)
         refused = self.doors.refusal(self._user)
         if refused is not None:
@@ -85,8 +87,28 @@ class Connection(HttpToolsProtocol):
         self._counted = True
         self._await_head()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing that is written now will arrive."""
+        return self.transport.is_closing()
+
+    def begin_stream(self) -> None:
+        """An answer begins that may last for days: it is the last one here.
+
+        A request that waited behind it would stop this connection from being read, and its end from being seen.
+
+        :raises ProblemError: 400 if one waits already
+        """
+        if self.pipeline or self._heading:
+            detail, hint = "another request came behind one whose answer goes on", "send it on a connection of its own"
+            raise refusal(400, "pipelined", detail, hint, headers={"connection": "close"})
+        self._streams = True
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """The peer is gone."""
+        """The peer is gone: whoever answers it must know, not only the newest request."""
+        for cycle in self._cycles:
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
         if self._counted:
             self.doors.leave(self._user)
             self._counted = False
@@ -109,14 +131,17 @@ class Connection(HttpToolsProtocol):
             self._stop_waiting()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins. Behind a stream nobody would ever answer it."""
         super().on_message_begin()
         self._heading, self._head = True, 0
+        if self._streams and not self.cycle.response_complete:
+            self.transport.abort()
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._heading = False
+        self._heading = self._streams = False
         super().on_headers_complete()
+        self._cycles = (*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
@@ -140,6 +165,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, found: Problem) -> None:
         self._stop_waiting()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # it would stand in the middle of another answer
+            return
         self.transport.write(raw_answer(found))
         self.transport.close()
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from gpulockd.events import Event, GpuSettled, LockAcquired, LockExpired, LockReleased, LockRevoked, decode
+from gpulockd.events import Event, GpuResumed, GpuSettled, LockAcquired, LockExpired, LockReleased, LockRevoked, decode
 from gpulockd.web.feed import Happened
 
-FREEING = (LockReleased, LockExpired, LockRevoked, GpuSettled)
+FREEING = (LockReleased, LockExpired, LockRevoked, GpuSettled, GpuResumed)
 MOST_GPUS = 1024
 
 Took = Callable[[float], None]
@@ -20,7 +20,8 @@ Took = Callable[[float], None]
 class Heard:
     """Counts of events by kind, and of waiters by what gave them their gpu.
 
-    `expired_at_ms` is when a lease last ended for a holder that died or was silent (the store's wall clock).
+    `expired` counts leases that ended for a holder that died or was silent, `expired_at_ms` is when the last one did
+    (the store's wall clock).
 
     :param handed_on: is told of each hand-off: from the moment a gpu was free until its next holder had it (in seconds)
     """
@@ -28,6 +29,7 @@ class Heard:
     def __init__(self, handed_on: Took) -> None:
         self.kinds: Counter[str] = Counter()
         self.wakeups: Counter[str] = Counter()
+        self.expired = 0
         self.expired_at_ms: int | None = None
         self._handed_on = handed_on
         self._free_since_ms: dict[str, int] = {}
@@ -44,8 +46,9 @@ class Heard:
                 self._follow(event)
 
     def _follow(self, event: Event) -> None:
-        if isinstance(event, LockExpired):
+        if isinstance(event, LockExpired) and not event.planned:
             self.expired_at_ms = event.at_ms
+            self.expired += 1
         if isinstance(event, FREEING):
             if len(self._free_since_ms) > MOST_GPUS:
                 self._free_since_ms.clear()
@@ -59,4 +62,4 @@ class Heard:
                     self._handed_on((event.at_ms - max(freed_ms)) / 1000)
 
 
-_KINDS = frozenset({"lock_released", "lock_expired", "lock_revoked", "gpu_settled", "lock_acquired"})
+_KINDS = frozenset({"lock_released", "lock_expired", "lock_revoked", "gpu_settled", "gpu_resumed", "lock_acquired"})

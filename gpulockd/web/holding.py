@@ -16,16 +16,15 @@ import anyio.to_thread
 
 from gpulockd.client.keeper import Keeper
 from gpulockd.client.line import Line
-from gpulockd.client.refusals import in_the_way
 from gpulockd.client.session import Session
 from gpulockd.client.waiting import Waiting
 from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger.verbs import EndReason
-from gpulockd.units import format_duration
 from gpulockd.web import wanting
 from gpulockd.web.auth import Caller
 from gpulockd.web.backend import Backend
+from gpulockd.web.placing import place_of
 from gpulockd.web.problems import of_error, refusal
 from gpulockd.web.streams import Stream, Write, as_line
 from gpulockd.web.table import Visit
@@ -100,7 +99,7 @@ class Holding:
 
         :raises GpuLockError: if there will be no lease
         """
-        pidfd = wanting.check_pid(self.plan.pid, self.caller) if self.plan.pid is not None else -1
+        pidfd = self._pidfd()
         try:
             if not await self._wait(write):
                 return
@@ -130,7 +129,17 @@ class Holding:
             if pidfd >= 0:
                 close_descriptor(pidfd)
             if (self.plan.pid is None and self.plan.ttl_s is None) or not self._kept_by_another:
-                await self._close("released" if self.caller.peer is not None else "died")
+                # From afar nobody can tell what the user of a closed connection still does: its gpu settles.
+                await self._close("released" if self.caller.peer is not None else "left")
+
+    def _pidfd(self) -> int:
+        """Return a pidfd of the process that the lease is to last as long as, -1 if none is named.
+
+        :raises CannotHold: if it is none of the caller's
+        """
+        if self.plan.pid is None:
+            return -1
+        return wanting.check_pid(self.plan.pid, self.caller, self.backend.api_socket)
 
     # Waiting.
 
@@ -186,31 +195,14 @@ class Holding:
         await anyio.sleep(GATHER_S)
         while True:
             seen = feed.last
-            line, facts = await self._place()
+            id, usual = (self.waiting.entry.id, self.waiting.place) if self.waiting is not None else ("", None)
+            line, facts = await place_of(self.backend, id, usual, self.plan.ask.wants)
             if facts != said or anyio.current_time() - said_at >= PING_S - GATHER_S:
                 said, said_at = facts, anyio.current_time()
                 await write(as_line(line))
             with anyio.move_on_after(max(GATHER_S, said_at + PING_S - anyio.current_time())):
                 await feed.changed(seen)
             await anyio.sleep(GATHER_S)
-
-    async def _place(self) -> tuple[wanting.WaitingLine, tuple[object, ...]]:
-        """Return the line to say, and what of it counts as a change."""
-        try:
-            snapshot = await self.backend.picture()
-        except StoreUnavailable:
-            text = "the store does not answer; waiting for it"
-            return wanting.WaitingLine(place=None, queued=None, text=text), (text,)
-        id = self.waiting.entry.id if self.waiting is not None else ""
-        place = next((ticket.place for ticket in snapshot.queue if ticket.id == id), None)
-        if place is None and self.waiting is not None:
-            place = self.waiting.place
-        words = [f"place {place} of {snapshot.queued}"] if place is not None else ["taking a place"]
-        if snapshot.frozen_ms > 0:
-            words.append(f"the pool grants nothing for {format_duration(snapshot.frozen_ms / 1000)} more")
-        words += in_the_way(snapshot, self.plan.ask.wants)[:3]
-        line = wanting.WaitingLine(place=place, queued=snapshot.queued, text="; ".join(words))
-        return line, (place, snapshot.queued, snapshot.frozen_ms > 0, *(lease.id for lease in snapshot.leases))
 
     # Holding.
 
@@ -233,9 +225,9 @@ class Holding:
         """The owner of a lease that is held for a process gives it back: nobody else can."""
         self._given_back.set()
 
-    def renew(self, ttl_s: float) -> None:
-        """Let the lease go on for so long from now (in seconds)."""
-        self._until_s = boottime_s() + ttl_s
+    def renew(self, ttl_s: float | None) -> None:
+        """Let the lease go on for so long from now (in seconds), None: for as long as it was asked for."""
+        self._until_s = boottime_s() + (ttl_s or self.plan.ttl_s or 0.0)
         self._renewed.set()
         self._renewed = anyio.Event()
 
@@ -246,21 +238,24 @@ class Holding:
 
     async def _hold_for_process(self, pidfd: int) -> None:
         try:
-            await self._hold_until(partial(anyio.wait_readable, pidfd))
+            await self._hold_until(partial(anyio.wait_readable, pidfd), "died")
         finally:
             close_descriptor(pidfd)
 
     async def _hold_for_a_time(self) -> None:
-        await self._hold_until(self._time_is_over)
+        await self._hold_until(self._time_is_over, "expired")
 
     async def _time_is_over(self) -> None:
         while (remaining_s := self.ends_in_s or 0.0) > 0:
             with anyio.move_on_after(remaining_s):
                 await self._renewed.wait()
 
-    async def _hold_until(self, over: Callable[[], Awaitable[None]]) -> None:
+    async def _hold_until(self, over: Callable[[], Awaitable[None]], by_itself: EndReason) -> None:
         """Hold until `over` returns, or the lease is lost or given back. When the daemon stops, the session lives on
-        for its ttl."""
+        for its ttl.
+
+        :param by_itself: why it ends when `over` has returned
+        """
         assert self.waiting is not None
         entry = self.waiting.entry
         self.backend.holdings[entry.id] = self
@@ -276,7 +271,7 @@ class Holding:
             del self.backend.holdings[entry.id]
             if entry.lost.is_set() or self._given_back.is_set():
                 self._kept_by_another = False
-            await self._close("released" if self._given_back.is_set() else "died")
+            await self._close("released" if self._given_back.is_set() else by_itself)
 
     async def _close(self, reason: EndReason) -> None:
         """End what is left: the lease with `reason`, the session, the connections; or let go of them."""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gpulockd.errors import GpuLockError
 from gpulockd.ledger.distribution import ENDS_MS, Distribution
-from gpulockd.ledger.tally import Tally
+from gpulockd.ledger.tally import PLANNED, Tally
 from gpulockd.model import GpuRecord, Snapshot
 from gpulockd.web.backend import Backend
 from gpulockd.web.known import Known
@@ -98,6 +98,8 @@ def _lost(total: Tally) -> dict[str, int]:
     for word, count in total.counts.items():
         if word.startswith(_LOST):
             reason = word.partition(":")[2]
+            if reason == PLANNED:
+                continue
             lost[reason] = lost.get(reason, 0) + count
     return lost
 

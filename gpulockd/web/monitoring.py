@@ -9,7 +9,7 @@ from gpulockd.events import Event
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.tally import outcome
-from gpulockd.model import DEFAULT_KEY, GPU_KEY_PREFIX, Snapshot, TicketRecord
+from gpulockd.model import DEFAULT_KEY, GPU_KEY_PREFIX, Snapshot, TicketRecord, Wants
 from gpulockd.units import check_key
 from gpulockd.web import monitoring_views as views
 from gpulockd.web.auth import check_owner
@@ -31,12 +31,13 @@ MOST_ATTEMPTS = 5
 async def lock_health(visit: Visit) -> views.LockHealth:
     """How the lock is; with no attempts yet it is healthy.
 
-    :raises ProblemError: 422 for what is no key
+    :raises ProblemError: 422 for what is no key, 404 for a lock that this pool does not have
     """
     backend, key = visit.backend, _key(visit.request.query_params.get("lock_key"))
 
     async def look() -> views.LockHealth:
-        snapshot, known = await backend.look(length=1), await backend.known()
+        snapshot, known = await backend.look(), await backend.known()
+        _check_known(snapshot, key)
         return health_of(key, snapshot, known, await overall(backend, snapshot, known))
 
     healths: Standing[views.LockHealth] = backend.healths
@@ -46,10 +47,11 @@ async def lock_health(visit: Visit) -> views.LockHealth:
 async def lock_status(visit: Visit) -> views.LockStatus:
     """Who has the lock, and how the last attempts to get it ended.
 
-    :raises ProblemError: 422 for what is no key
+    :raises ProblemError: 422 for what is no key, 404 for a lock that this pool does not have
     """
     backend, key = visit.backend, _key(visit.request.query_params.get("lock_key"))
-    snapshot, known = await backend.look(length=1), await backend.known()
+    snapshot, known = await backend.look(), await backend.known()
+    _check_known(snapshot, key)
     found, now_s = await overall(backend, snapshot, known), snapshot.at_ms / 1000
     holders = _holders(snapshot, key)
     first = holders[0] if holders else None
@@ -151,6 +153,17 @@ def statistics_of(known: Known) -> views.LockStatistics:
         execution_count=total.holds.count,
         since=known.since_ms / 1000 if known.since_ms else None,
     )
+
+
+def _check_known(snapshot: Snapshot, key: str) -> None:
+    """:raises ProblemError: 404 for a lock that is neither offered nor in use; the default one may be asked about"""
+    known = [record.gpu.key for record in snapshot.gpus]
+    known += [wanted for ticket in snapshot.queue for wanted in Wants.parse(ticket.wants).keys]
+    if key == DEFAULT_KEY or key in known:
+        return
+    names = ", ".join(known[:8]) or "none"
+    hint = f"it has {names}; a key without a GPU is known while somebody uses it"
+    raise refusal(404, "not_found", f"pool {snapshot.pool} has no lock {key!r}", hint)
 
 
 def _holders(snapshot: Snapshot, key: str) -> list[TicketRecord]:

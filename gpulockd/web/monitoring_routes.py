@@ -18,7 +18,7 @@ _PAST = (
 _WINDOW = (
     Query("since", "how far back: seconds, or '10m' (default: a day)", "string", pattern=DURATION),
     Query("by", "minute or hour (default: hour)", "string", pattern="^(minute|hour)$"),
-    Query("task", "only this task's facts", "string"),
+    Query("task", "of this task alone, by whole days and without spans", "string"),
 )
 
 ROWS: tuple[Row, ...] = (
@@ -28,6 +28,7 @@ ROWS: tuple[Row, ...] = (
         handler=monitoring.lock_health,
         answer=views.LockHealth,
         query=_KEY,
+        problems=(404,),
         summary="How the lock is",
     ),
     Row(
@@ -36,6 +37,7 @@ ROWS: tuple[Row, ...] = (
         handler=monitoring.lock_status,
         answer=views.LockStatus,
         query=_KEY,
+        problems=(404,),
         summary="Who has the lock, and how it was lately",
     ),
     *(

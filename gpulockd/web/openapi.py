@@ -33,7 +33,7 @@ def document(rows: Iterable[Row], version: str, *, needs_token: bool = True) -> 
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
-        path = _PARAMETER.sub(r"{\1}", row.path)
+        path = template(row.path)
         paths.setdefault(path, {})[row.method.lower()] = _operation(row, needs_token)
     return {
         "openapi": "3.1.0",
@@ -44,6 +44,11 @@ def document(rows: Iterable[Row], version: str, *, needs_token: bool = True) -> 
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "`gpulockd token`"}},
         },
     }
+
+
+def template(path: str) -> str:
+    """Return a route's path as the document and the metrics name it: `{id:path}` is only how it is matched."""
+    return _PARAMETER.sub(r"{\1}", path)
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -112,4 +117,4 @@ def _parameter(query: Query) -> dict[str, Any]:
         schema |= {"minimum": 0, "maximum": query.most}
     elif query.pattern:
         schema["pattern"] = query.pattern
-    return {"name": query.name, "in": "query", "description": query.summary, "schema": schema}
+    return {"name": query.name, "in": query.place, "description": query.summary, "schema": schema}

@@ -57,7 +57,7 @@ def monitor_of(backend: Backend) -> views.Monitor:
             soft_timeout_count=seen.softs,
             hard_timeout_count=seen.hards,
             # The leases of the dead, and those that were taken from who would not leave.
-            successful_recoveries=heard.kinds["lock_expired"] + seen.recovered,
+            successful_recoveries=heard.expired + seen.recovered,
             failed_recoveries=seen.failed,
             start_time=seen.started_s,
             last_check_time=seen.last_check_s,

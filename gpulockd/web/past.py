@@ -49,7 +49,7 @@ async def history(visit: Visit) -> views.PastView:
 def holds_of(events: Iterable[Event]) -> Iterator[views.PastHold]:
     """Yield the holds that have ended with these events."""
     for event in events:
-        if isinstance(event, HOLDS) and event.held_ms is not None:
+        if isinstance(event, HOLDS) and event.held_ms is not None and not event.is_probe:
             yield views.PastHold(
                 lease=event.lease or "",
                 token=event.token,

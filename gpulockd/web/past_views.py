@@ -63,7 +63,10 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted in a time. `wait_s` and `hold_s` are sums, of what began and of what ended in it."""
+    """What was counted in a time. `wait_s` and `hold_s` are sums, of what began and of what ended in it.
+
+    `released`: given back, or over as planned (`ttl`); `lost`: ended without their holder.
+    """
 
     attempts: int
     acquired: int
@@ -93,15 +96,21 @@ class HealthPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatisticsView(msgspec.Struct, frozen=True, kw_only=True):
-    """A window of the pool's statistics; score and suspicions are of now."""
+    """A window of the pool's statistics; score and suspicions are of now.
+
+    `task`: the one that was asked for, null for all. With it `window`, `waits` and `holds` are of this task alone, by
+    whole days from that of `from` on, and `spans` is null, for minutes and hours are not kept by task. Score, parts,
+    suspicions and `missed_events` are always the pool's.
+    """
 
     pool: str
     from_: float = msgspec.field(name="from")
     to: float
+    task: str | None
     window: Counts
     waits: Histogram
     holds: Histogram
-    spans: tuple[SpanView, ...]
+    spans: tuple[SpanView, ...] | None
     tasks: dict[str, TaskFacts]
     health_score: float
     health_parts: tuple[HealthPart, ...]

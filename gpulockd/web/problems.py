@@ -62,6 +62,17 @@ def refusal(status: int, kind: str, detail: str, hint: str, *, headers: dict[str
     return ProblemError(problem(status, kind, detail, hint), headers)
 
 
+class CannotHold(ImpossibleRequest):
+    """Nobody can hold a lease for that process.
+
+    :param hint: what to do
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 _OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
     (StoreUnavailable, 503, "store", "the daemon tries again by itself; ask again in a moment"),
     (ImpossibleRequest, 422, "impossible", "GET /api/v1/gpus lists what there is"),
@@ -84,6 +95,7 @@ def of_error(error: GpuLockError) -> Problem:
     for kind, status, word, hint in _OURS:
         if isinstance(error, kind):
             cure = error.message.rpartition("; ")[2] if word == "config" and "; " in error.message else ""
+            cure = error.hint if isinstance(error, CannotHold) else cure
             return problem(status, word, error.message, cure or hint)
     return problem(500, "internal", error.message, "the daemon's log says more")
 

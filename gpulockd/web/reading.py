@@ -12,11 +12,13 @@ from gpulockd.model import GPU_KEY_PREFIX, Snapshot, TicketRecord
 from gpulockd.web import views
 from gpulockd.web.auth import check_owner
 from gpulockd.web.noting import note
+from gpulockd.web.page.queue import reasons
 from gpulockd.web.problems import ProblemError, problem, refusal
 from gpulockd.web.table import Visit
 
 LONGEST_PAGE = 256
 FARTHEST_PLACE = 10**9
+MOST_TOKEN = 2**53
 
 
 async def livez(visit: Visit) -> views.Live:
@@ -46,38 +48,51 @@ async def pools(visit: Visit) -> views.Pools:
 async def gpus(visit: Visit) -> views.Gpus:
     """The gpus, offered ones first."""
     snapshot = await visit.backend.look(length=1)
-    return views.Gpus(pool=snapshot.pool, gpus=tuple(views.gpu_view(record, snapshot) for record in snapshot.gpus))
+    told = {} if visit.backend.oversees is None else visit.backend.oversees.readings()
+    latest = {uuid: readings[-1] for uuid, readings in told.items() if readings}
+    shown = (views.gpu_view(record, snapshot, latest.get(record.gpu.uuid or "")) for record in snapshot.gpus)
+    return views.Gpus(pool=snapshot.pool, gpus=tuple(shown))
 
 
 async def leases(visit: Visit) -> views.Leases:
     """All leases, with the members of runs, and when each may end."""
     snapshot = await visit.backend.look(length=1)
-    ends = expected_ends(snapshot, await visit.backend.holds_ms())
-    return views.Leases(
-        pool=snapshot.pool, leases=tuple(views.lease_view(lease, ends.get(lease.id)) for lease in snapshot.leases)
-    )
-
-
-def expected_ends(snapshot: Snapshot, holds_ms: Holds) -> dict[str, Expected | None]:
-    """Return when each lease may end, by the last holds of its task; its members end with it."""
-    return {
-        lease.id: expected_end(holds_ms.get(lease.job.task, ()), lease.held_ms)
+    planned_s = visit.backend.planned_ends_s()
+    ends = expected_ends(snapshot, await visit.backend.holds_ms(), planned_s)
+    limits_s = visit.backend.limits_s
+    shown = (
+        views.lease_view(lease, ends.get(lease.id), limits_s(lease.job), planned_s.get(lease.id))
         for lease in snapshot.leases
-        if lease.state != "member"
-    }
+    )
+    return views.Leases(pool=snapshot.pool, leases=tuple(shown))
+
+
+def expected_ends(snapshot: Snapshot, holds_ms: Holds, planned_s: Mapping[str, float]) -> dict[str, Expected | None]:
+    """Return when each lease may end, as planned or by the last holds of its task; its members end with it."""
+    ends: dict[str, Expected | None] = {}
+    for lease in snapshot.leases:
+        if lease.id in planned_s:
+            end_s = planned_s[lease.id]
+            ends[lease.id] = Expected(early_s=end_s, middle_s=end_s, late_s=end_s)
+        elif lease.state != "member":
+            ends[lease.id] = expected_end(holds_ms.get(lease.job.task, ()), lease.held_ms)
+    return ends
 
 
 async def queue(visit: Visit) -> views.Queue:
-    """One page of the queue; the first one says when each may begin."""
+    """One page of the queue; the first one says when each may begin, and what is in its way."""
     first = visit.number("first", 0, FARTHEST_PLACE)
     length = visit.number("length", LONGEST_PAGE, LONGEST_PAGE)
     snapshot = await visit.backend.look(first=first, length=max(1, length))
     starts: Mapping[str, Expected | None] = {}
+    why: Mapping[str, str] = {} if first else reasons(snapshot)
     if not first and snapshot.queue:
         holds_ms = await visit.backend.holds_ms()
         hold_back_s = visit.backend.settings.queue.hold_back_after
-        starts = expected_starts(snapshot, holds_ms, hold_back_s=hold_back_s)
-    page = tuple(views.queued_view(ticket, starts.get(ticket.id)) for ticket in snapshot.queue[:length])
+        ends_ms = visit.backend.planned_ends_ms()
+        starts = expected_starts(snapshot, holds_ms, hold_back_s=hold_back_s, ends_ms=ends_ms)
+    shown = (views.queued_view(one, starts.get(one.id), why.get(one.id, "")) for one in snapshot.queue[:length])
+    page = tuple(shown)
     return views.Queue(pool=snapshot.pool, queued=snapshot.queued, first=first, queue=page)
 
 
@@ -91,7 +106,7 @@ async def end_lease(visit: Visit) -> views.Ended:
     found = named_lease(snapshot, name)
     check_owner(visit.caller, found.process.user if found.process else "")
     held_here = visit.backend.holdings.get(found.id)
-    if held_here is not None and found.process is not None and visit.caller.user == found.process.user:
+    if held_here is not None and _is_owner(visit, found):
         # Held for a process that cannot give it back itself: its owner does, which is no revocation.
         held_here.give_back()
         return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason="released")
@@ -102,6 +117,13 @@ async def end_lease(visit: Visit) -> views.Ended:
     what = f"took {', '.join(found.gpus)} from {views.task_id_of(found)}"
     await note(visit, "revoked", f"{what} (lease {found.id}, token {found.token}, pool {snapshot.pool})")
     return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason)
+
+
+def _is_owner(visit: Visit, found: TicketRecord) -> bool:
+    """Whether who asks is known as the lease's own user: by the kernel, or over TCP by the lease's token."""
+    if visit.caller.peer is None:
+        return visit.number("token", 0, MOST_TOKEN) == found.token
+    return found.process is not None and visit.caller.user == found.process.user
 
 
 def named_lease(snapshot: Snapshot, name: str) -> TicketRecord:

@@ -57,7 +57,8 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as it stands: rates and shares of 1, times in seconds; `text` says it in one line.
 
     `pools` and `who`: who goes by the candidate now; `gate`: which one is tripped; `why`: what it went back for;
-    `result`: the revision that it has become.
+    `result`: the revision that it has become. `sessions_in` of the `sessions` that live go by the candidate now, where
+    sessions are the unit; null: hosts are.
     """
 
     id: str
@@ -71,6 +72,8 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[str, ...]
     below: float
     who: str
+    sessions_in: int | None
+    sessions: int | None
     revision: int
     result: int | None
     set: dict[str, Any]

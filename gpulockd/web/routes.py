@@ -31,6 +31,7 @@ _PAGE = (Query("first", "places before the page (0: from the head)"), Query("len
 _SINCE = (
     Query("since", "how far back: seconds, or '10m'", "string", pattern=DURATION),
     Query("follow", "0: end after those that there are; 1: go on", most=1),
+    Query("Last-Event-ID", "the seq of the last event had: go on after it", most=10**15, place="header"),
 )
 
 ROWS: tuple[Row, ...] = (
@@ -93,6 +94,7 @@ ROWS: tuple[Row, ...] = (
         answer=views.Ended,
         access="writer",
         problems=(409,),
+        query=(Query("token", "over TCP: the lease's own, by which its user gives it back", most=reading.MOST_TOKEN),),
         summary="Take a lease away, named by its id, its key or the index of its gpu",
     ),
     Row(

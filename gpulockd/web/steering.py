@@ -9,11 +9,9 @@ from gpulockd.ledger import verbs
 from gpulockd.model import GPU_KEY_PREFIX, GpuRecord
 from gpulockd.web import views
 from gpulockd.web.auth import check_owner
+from gpulockd.web.configuring import author_of
 from gpulockd.web.problems import refusal
 from gpulockd.web.table import Visit
-
-DRAINED_BY = "drained by an operator"
-RESUMED_BY = "resumed by an operator"
 
 
 async def drain(visit: Visit) -> views.Steered:
@@ -21,7 +19,7 @@ async def drain(visit: Visit) -> views.Steered:
 
     :raises ProblemError: 404 if there is no such gpu, 403 unless the caller may do everything
     """
-    return await _steer(visit, "drained", DRAINED_BY)
+    return await _steer(visit, "drained", "drained")
 
 
 async def resume(visit: Visit) -> views.Steered:
@@ -29,10 +27,10 @@ async def resume(visit: Visit) -> views.Steered:
 
     :raises ProblemError: 404 if there is no such gpu, 403 unless the caller may do everything, 409 while it settles
     """
-    return await _steer(visit, "ready", RESUMED_BY)
+    return await _steer(visit, "ready", "resumed")
 
 
-async def _steer(visit: Visit, state: str, reason: str) -> views.Steered:
+async def _steer(visit: Visit, state: str, word: str) -> views.Steered:
     check_owner(visit.caller, "")
     name = visit.request.path_params["id"]
     snapshot = await visit.backend.look(length=1)
@@ -42,7 +40,8 @@ async def _steer(visit: Visit, state: str, reason: str) -> views.Steered:
     if state == "ready" and found.state == "settling":
         what = f"{found.gpu} settles: its last run is being ended"
         raise refusal(409, "settling", what, "it comes back by itself, or is quarantined with the culprit's name")
-    call = verbs.report(visit.backend.keys, session="", gpu=found.gpu.key, state=state, reason=reason)
+    who = f"{word} by {author_of(visit)}"
+    call = verbs.report(visit.backend.keys, session="", gpu=found.gpu.key, state=word, reason=who)
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, a.Noted):
         raise refusal(404, "not_found", f"no GPU {name[:128]!r} is offered", "GET /api/v1/gpus lists them")

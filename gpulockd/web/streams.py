@@ -58,7 +58,12 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the work is done or the peer is gone."""
 
+        connection = scope.get("state", {}).get("connection")
+
         async def write(body: bytes) -> None:
+            if connection is not None and connection.is_gone:
+                # Whatever else has missed that the peer is gone: it is over here.
+                tasks.cancel_scope.cancel()
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -69,6 +74,8 @@ class Stream(Response):
                 continue
             tasks.cancel_scope.cancel()
 
+        if connection is not None:
+            connection.begin_stream()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_with_peer)
             try:

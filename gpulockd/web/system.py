@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpulockd.ledger.distribution import Distribution
 from gpulockd.ledger.health import Health, health
-from gpulockd.ledger.statistics import Statistics, TaskStatistics
+from gpulockd.ledger.statistics import Span, Statistics, TaskStatistics
 from gpulockd.ledger.suspicions import Patience, Suspicion, suspicions
 from gpulockd.ledger.tally import Tally
 from gpulockd.model import DEFAULT_KEY, Snapshot
@@ -63,14 +63,17 @@ async def statistics(visit: Visit) -> views.StatisticsView:
         tasks=None if task is None else (task,),
     )
     scored = health_score(known, found)
+    of_task = read.tasks[task].window if task in read.tasks else Tally()
+    window = read.window if task is None else of_task
     return views.StatisticsView(
         pool=backend.pool,
         from_=read.from_ms / 1000,
         to=read.to_ms / 1000,
-        window=_counts(read.window),
-        waits=_histogram(read.window.waits),
-        holds=_histogram(read.window.holds),
-        spans=tuple(views.SpanView(at=span.at_ms / 1000, counts=_counts(span.tally)) for span in read.spans),
+        task=task,
+        window=_counts(window),
+        waits=_histogram(window.waits),
+        holds=_histogram(window.holds),
+        spans=None if task is not None else tuple(_span(span) for span in read.spans),
         tasks={name: task_facts(one) for name, one in read.tasks.items()},
         health_score=scored.score,
         health_parts=tuple(
@@ -121,7 +124,7 @@ def task_facts(task: TaskStatistics) -> documented.TaskFacts:
         success_rate=window.success_rate,
         timeouts=window.of("timed_out"),
         failures=window.of("failed"),
-        lost=window.of("lock_expired") + window.of("lock_revoked"),
+        lost=window.lost,
         waits=spread(window.waits),
         holds=spread(window.holds),
         last_seen=task.last_ms / 1000,
@@ -133,6 +136,10 @@ def _histogram(of: Distribution) -> views.Histogram:
     return views.Histogram(spread=spread(of), buckets=rows)
 
 
+def _span(span: Span) -> views.SpanView:
+    return views.SpanView(at=span.at_ms / 1000, counts=_counts(span.tally))
+
+
 def _counts(tally: Tally) -> views.Counts:
     return views.Counts(
         attempts=tally.attempts,
@@ -140,8 +147,8 @@ def _counts(tally: Tally) -> views.Counts:
         timed_out=tally.of("timed_out"),
         failed=tally.of("failed"),
         withdrawn=tally.of("withdrawn"),
-        released=tally.of("lock_released"),
-        lost=tally.of("lock_expired") + tally.of("lock_revoked"),
+        released=tally.of("lock_released") + tally.planned_ends,
+        lost=tally.lost,
         wait_s=tally.waits.sum_ms / 1000,
         hold_s=tally.holds.sum_ms / 1000,
     )

@@ -23,13 +23,17 @@ DURATION = r"^([0-9]{1,9}(\.[0-9]{1,9})?|([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A parameter of the query, for the OpenAPI document: a whole number is 0 to `most`; `pattern` is of a text."""
+    """A parameter of the query, for the OpenAPI document: a whole number is 0 to `most`; `pattern` is of a text.
+
+    `place` "header": a header instead, which the handler reads.
+    """
 
     name: str
     summary: str
     type: Literal["integer", "string"] = "integer"
     most: int = FARTHEST
     pattern: str = ""
+    place: Literal["query", "header"] = "query"
 
     def check(self, text: str) -> None:
         """:raises ProblemError: 422 unless the text is what this parameter takes"""
@@ -79,7 +83,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_query(self, request: Request) -> None:
         """:raises ProblemError: 422 if a parameter of the query is not what the document says"""
-        for query in self.query:
+        for query in (one for one in self.query if one.place == "query"):
             for text in request.query_params.getlist(query.name):
                 query.check(text)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from gpulockd.ledger.forecast import Expected
 from gpulockd.model import GpuRecord, Snapshot, TicketRecord
+from gpulockd.web.overseeing import CardReading
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +43,19 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class ReadingView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a card last told, `at` unix seconds: memory in MiB, utilization 0 to 1, °C and W; null: it does not tell."""
+
+    at: float
+    used_mib: int | None
+    total_mib: int | None
+    utilization: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
 class GpuView(msgspec.Struct, frozen=True, kw_only=True):
-    """A gpu and the ids of the leases on it."""
+    """A gpu, the ids of the leases on it, and what its card last told; null where there is no card to tell."""
 
     key: str
     index: int | None
@@ -54,6 +66,7 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     offered: bool
     leases: tuple[str, ...]
+    reading: ReadingView | None
 
 
 class Steered(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,15 +107,25 @@ class ExpectedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueuedView(TicketView, frozen=True, kw_only=True):
-    """A place in the queue, and when it may get its gpus; null where that cannot be said."""
+    """A place in the queue, when it may get its gpus (null where that cannot be said), and why it has none yet."""
 
     expected_start: ExpectedView | None
+    why: str
+
+
+class LimitsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The ages at which a holder is warned of, asked to stop, and ended (in seconds)."""
+
+    warning_s: float
+    soft_s: float
+    hard_s: float
 
 
 class LeaseView(TicketView, frozen=True, kw_only=True):
     """A lease: on which gpus, since when, how far, and when it may end; null where that cannot be said.
 
-    `of`: the lease that this one is a member of. `level`: the highest time limit that was acted on.
+    `of`: the lease that this one is a member of. `level`: the highest time limit that was acted on. `stopping`: its
+    holder was asked to stop. `ends_in_s`: until a lease that was asked for with a `ttl` ends; null: it has none.
     """
 
     token: int
@@ -113,6 +136,9 @@ class LeaseView(TicketView, frozen=True, kw_only=True):
     heartbeat_age_s: float | None
     of: str | None
     level: str
+    limits: LimitsView
+    stopping: bool
+    ends_in_s: float | None
     expected_end: ExpectedView | None
 
 
@@ -174,8 +200,8 @@ def pool_view(snapshot: Snapshot) -> PoolView:
     )
 
 
-def gpu_view(record: GpuRecord, snapshot: Snapshot) -> GpuView:
-    """Return a gpu with its leases."""
+def gpu_view(record: GpuRecord, snapshot: Snapshot, reading: CardReading | None = None) -> GpuView:
+    """Return a gpu with its leases and what its card last told."""
     gpu = record.gpu
     return GpuView(
         key=gpu.key,
@@ -187,12 +213,24 @@ def gpu_view(record: GpuRecord, snapshot: Snapshot) -> GpuView:
         state=record.state,
         offered=record.offered,
         leases=tuple(lease.id for lease in snapshot.leases if gpu.key in lease.gpus and lease.state != "member"),
+        reading=None if reading is None else _reading(reading),
     )
 
 
-def queued_view(record: TicketRecord, start: Expected | None) -> QueuedView:
+def _reading(reading: CardReading) -> ReadingView:
+    return ReadingView(
+        at=reading.at_ms / 1000,
+        used_mib=reading.used_mib,
+        total_mib=reading.total_mib,
+        utilization=reading.utilization,
+        temperature_c=reading.temperature_c,
+        power_w=reading.power_w,
+    )
+
+
+def queued_view(record: TicketRecord, start: Expected | None, why: str) -> QueuedView:
     """Return a place in the queue."""
-    return QueuedView(expected_start=_expected(start), **_ticket(record))
+    return QueuedView(expected_start=_expected(start), why=why, **_ticket(record))
 
 
 def _expected(when: Expected | None) -> ExpectedView | None:
@@ -201,8 +239,11 @@ def _expected(when: Expected | None) -> ExpectedView | None:
     return ExpectedView(early_s=when.early_s, middle_s=when.middle_s, late_s=when.late_s)
 
 
-def lease_view(record: TicketRecord, end: Expected | None) -> LeaseView:
+def lease_view(
+    record: TicketRecord, end: Expected | None, limits_s: tuple[float, float, float], ends_in_s: float | None = None
+) -> LeaseView:
     """Return a lease."""
+    warning_s, soft_s, hard_s = limits_s
     age_ms = record.heartbeat_age_ms
     return LeaseView(
         token=record.token,
@@ -213,6 +254,9 @@ def lease_view(record: TicketRecord, end: Expected | None) -> LeaseView:
         heartbeat_age_s=None if age_ms is None else age_ms / 1000,
         of=record.of or None,
         level=record.level,
+        limits=LimitsView(warning_s=warning_s, soft_s=soft_s, hard_s=hard_s),
+        stopping=record.asked_to_stop or record.level in ("soft", "hard"),
+        ends_in_s=ends_in_s,
         expected_end=_expected(end),
         **_ticket(record),
     )

@@ -13,13 +13,14 @@ from gpulockd.client.published import Published
 from gpulockd.client.table import Ask, Entry
 from gpulockd.client.waiting import Patience
 from gpulockd.client.whoami import boot_id, started_ticks
-from gpulockd.errors import ConfigError, ImpossibleRequest
+from gpulockd.errors import ConfigError
 from gpulockd.ledger.address import without_secret
 from gpulockd.model import Process
 from gpulockd.settings import GpuLockBlock, Tree
 from gpulockd.units import parse_duration_s
 from gpulockd.web.auth import Caller
-from gpulockd.web.problems import Problem
+from gpulockd.web.problems import CannotHold, Problem
+from gpulockd.web.views import ExpectedView
 
 Duration = float | str
 SHORTEST_TTL_S = 0.05
@@ -70,11 +71,15 @@ class GpuWords(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitingLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="waiting"):
-    """In the queue: place 1 is next. Comes when something changed, and every 5 s."""
+    """In the queue: place 1 is next. Comes when something changed, and every 5 s.
+
+    `expected_start`: when it may get its gpus, null where that cannot be said.
+    """
 
     place: int | None
     queued: int | None
     text: str
+    expected_start: ExpectedView | None = None
 
 
 class GrantedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="granted"):
@@ -197,14 +202,18 @@ def process_of(wish: LeaseWish, caller: Caller) -> Process:
     )
 
 
-def check_pid(pid: int, caller: Caller) -> int:
+def check_pid(pid: int, caller: Caller, api_socket: str) -> int:
     """Return a pidfd of the process `pid`, if the caller may hold a lease for it.
 
-    :raises ImpossibleRequest: if there is no such process of the caller's, or the kernel does not know the caller
+    :param api_socket: where the kernel says who asks
+    :raises CannotHold: if there is no such process of the caller's, or the kernel does not know the caller
     """
+    line = f"curl --unix-socket {api_socket} http://localhost/api/v1/leases -d "
     if caller.peer is None:
-        raise ImpossibleRequest("pid: only on the unix socket, where the kernel says who asks")
-    gone = ImpossibleRequest(f"pid {pid}: no such process of yours")
+        detail = "pid: only on the unix socket, where the kernel says who asks"
+        raise CannotHold(detail, line + f"'{{\"pid\": {pid}}}'")
+    hint = "name a living process of your own user and PID namespace: " + line + "'{\"pid\": '$$'}'"
+    gone = CannotHold(f"pid {pid}: no such process of yours", hint)
     try:
         descriptor = os.pidfd_open(pid) if pid > 1 else -1
     except (OSError, OverflowError):

@@ -178,4 +178,4 @@ def test_the_words_are_for_people_too() -> None:
         "gpulockd-daemon",
     ]
     assert call(None, "doctor", "--redis-acl", "--pool", "a b").returncode == 2
-    assert call(None, "doctor").returncode == 2
+    assert call(None, "doctor", "--pool", "shop").returncode == 2

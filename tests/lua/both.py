@@ -182,15 +182,16 @@ class Both:
         lock_timeout_ms: int = LOCK_TIMEOUT_MS,
         asked_ms: int | None = None,
         inside: tuple[str, int] | None = None,
+        parked: str = "",
     ) -> Said:
         """Take a place or the gpus at once."""
         wants = wants or Wants()
         call = verbs.request(
             self.keys, session=session, id=id, wants=wants, priority=priority, wait=wait, job=Job(task="test"),
-            lock_timeout_ms=lock_timeout_ms, asked_ms=asked_ms, inside=inside,
+            lock_timeout_ms=lock_timeout_ms, asked_ms=asked_ms, inside=inside, parked=parked,
         )  # fmt: skip
         expected = self.model.request(
-            session, id, wants, priority, lock_timeout_ms, wait=wait, asked_ms=asked_ms, inside=inside
+            session, id, wants, priority, lock_timeout_ms, wait=wait, asked_ms=asked_ms, inside=inside, parked=parked
         )
         return self._both(call, expected)
 
@@ -365,7 +366,7 @@ def _is_index(name: str) -> bool:
 def expected_keys(pool: Pool) -> dict[str, Any]:
     """Every key that a pool in this state has, and the fields that mean something."""
     if pool.terms is None:
-        return {f"done:{id} (ttl)": reason for id, reason in pool.tombs.items()}
+        return _with_ttl(pool)
     queue, tickets = pool.queue(), list(pool.tickets.values())
     keys: dict[str, Any] = {
         "meta": {
@@ -398,9 +399,13 @@ def expected_keys(pool: Pool) -> dict[str, Any]:
     keys["gpus"] = {key: on for key, on in there.items() if key not in pool.cards}
     offered = [key for key in pool.candidates(Wants()) if key in there]
     keys["meta"]["gpus"] = "".join(f"{key} {there[key]};" for key in offered)
-    for id, reason in pool.tombs.items():
-        keys[f"done:{id} (ttl)"] = reason
+    keys |= _with_ttl(pool)
     return {name: value for name, value in keys.items() if value}
+
+
+def _with_ttl(pool: Pool) -> dict[str, Any]:
+    tombs = {f"done:{id} (ttl)": reason for id, reason in pool.tombs.items()}
+    return tombs | {f"parked:{id} (ttl)": str(stamp) for id, stamp in pool.parked.items()}
 
 
 def _ticket_fields(t: Ticket) -> dict[str, str]:
@@ -411,6 +416,7 @@ def _ticket_fields(t: Ticket) -> dict[str, str]:
     if t.state in HOLDS:
         fields["granted_ms"] = str(t.granted_ms)
         fields |= {"level": t.level, "beat_ms": str(t.beat_ms or ""), "missed_ms": str(t.missed_ms or "")}
+        fields |= {"asked": "1" if t.asked else ""}
     if t.state in ("waiting", "away"):
         fields["score"] = str(t.score)
         fields["chosen"] = ",".join(t.chosen)

@@ -15,8 +15,9 @@ from gpulockd.model import Gpu, Wants
 
 LATE_MS = 300_000
 RANK = {"": 0, "warning": 1, "soft": 2, "hard": 3}
-LOSSES = ("revoked", "expired", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent")
+LOSSES = ("revoked", "expired", "left", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent")
 HOLDS = ("claim", "held")
+GONE = ("died", "left")
 
 Said = tuple[Any, ...]
 
@@ -54,6 +55,7 @@ class Ticket:
     members: set[str] = field(default_factory=set)
     level: str = ""
     beat_ms: int | None = None
+    asked: bool = False
     missed_ms: int | None = None
 
     @property
@@ -106,6 +108,7 @@ class Pool:
         self.tickets: dict[str, Ticket] = {}
         self.cards: dict[str, Card] = {}
         self.tombs: dict[str, str] = {}
+        self.parked: dict[str, int] = {}
 
     # What is there
 
@@ -331,7 +334,7 @@ class Pool:
             if key in t.chosen:
                 t.chosen = ()
 
-    def _end_lease(self, t: Ticket, reason: str) -> None:
+    def _end_lease(self, t: Ticket, reason: str, *, planned: bool = False) -> None:
         lost = reason in LOSSES
         del self.tickets[t.id]
         self.tombs[t.id] = reason
@@ -340,19 +343,19 @@ class Pool:
             self.tombs[member] = reason
             if lost:
                 self._ring(m.session, f"lost {member} {reason}")
-        if lost and reason != "died":
+        if lost and reason not in GONE and not planned:
             self._ring(t.session, f"lost {t.id} {reason}")
         self._vacate(t.gpus, lost=lost)
 
-    def _end_ticket(self, t: Ticket, reason: str) -> None:
+    def _end_ticket(self, t: Ticket, reason: str, *, planned: bool = False) -> None:
         """Only a loss ends a lease that still has members; otherwise the last of them does."""
         if t.state == "member":
             self._leave(t, reason)
-        elif t.state in HOLDS and t.members and (reason == "died" or reason not in LOSSES):
+        elif t.state in HOLDS and t.members and (reason in GONE or reason not in LOSSES):
             t.left = reason
             self.tombs[t.id] = reason
         elif t.state in HOLDS:
-            self._end_lease(t, reason)
+            self._end_lease(t, reason, planned=planned)
         else:
             del self.tickets[t.id]
             self.tombs[t.id] = reason
@@ -463,6 +466,7 @@ class Pool:
         wait: bool = True,
         asked_ms: int | None = None,
         inside: tuple[str, int] | None = None,
+        parked: str = "",
     ) -> Said:
         """Take a place, or the gpus at once."""
         refusal = self._begin(session)
@@ -500,12 +504,17 @@ class Pool:
             impossible = None if self.frozen_until else self._never(wants)
             if impossible:
                 return ("impossible", *impossible)
-            t.stamp = self.stamp = max(self.stamp + 1, self.now)
+            if parked in self.parked:
+                t.stamp = self.parked[parked]
+            else:
+                t.stamp = self.stamp = max(self.stamp + 1, self.now)
             t.score = t.stamp - priority * self.agreed.priority_step_ms
         first = min([o.order for o in self.heads() if o.wants == t.wants], default=t.order)
         keys = self._find(t) if t.order <= first and not self.frozen_until else None
         if keys is None and (more or not wait):
             return ("would_deadlock", inside[0]) if more and inside else ("busy",)
+        if id not in self.tickets:
+            self.parked.pop(parked, None)
         self.tickets[id] = t
         if keys is None:
             t.state = "waiting"
@@ -599,7 +608,9 @@ class Pool:
             return ("gone", said)
         if session not in ("", t.session) or token not in (None, t.token):
             return ("stale", t.token)
-        self._end_ticket(t, reason)
+        if reason == "parked" and t.state not in ("held", "member"):
+            self.parked[id] = t.stamp
+        self._end_ticket(t, reason, planned=reason == "expired")
         self.place()
         return ("ended", reason)
 
@@ -646,11 +657,13 @@ class Pool:
         if t.state != "held" or t.token != token:
             return ("stale", t.token)
         assert t.granted_ms is not None
-        since, is_new = t.granted_ms, level != "silent" and RANK[level] > RANK[t.level]
+        since, is_new = t.granted_ms, level in RANK and RANK[level] > RANK[t.level]
         if level == "silent":
             spoke = t.granted_ms if t.beat_ms is None else t.beat_ms
             since = spoke if manual else t.ends_ms - t.lock_timeout_ms
             is_new = t.missed_ms is None or t.missed_ms < since
+        if level == "operator":
+            is_new = not t.asked
         if self.now - since < after_ms:
             return ("marked", "early", t.level)
         for one in [t, *(self.tickets[member] for member in t.members)] if stop else []:
@@ -660,6 +673,8 @@ class Pool:
         was = t.level
         if level == "silent":
             t.missed_ms = self.now
+        elif level == "operator":
+            t.asked = True
         else:
             t.level = level
         return ("marked", "reached", was)
@@ -761,7 +776,7 @@ class Pool:
             return ("noted", was)
         if state == "settled" and was not in ("settling", "quarantined"):
             return ("noted", was)
-        self._become(key, "ready" if state == "settled" else state)
+        self._become(key, "ready" if state in ("settled", "resumed") else state)
         self.place()
         return ("noted", was)
 

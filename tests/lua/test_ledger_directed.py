@@ -411,7 +411,7 @@ def test_a_lease_lives_until_its_last_member_has_ended(two_cards: Both) -> None:
     assert both.state("next") == "claim"
 
 
-@pytest.mark.parametrize("reason", ["abandoned", "timed_out", "died"])
+@pytest.mark.parametrize("reason", ["abandoned", "timed_out", "died", "left"])
 def test_whatever_way_a_holder_leaves_its_members_keep_the_lease(two_cards: Both, reason: verbs.EndReason) -> None:
     """Only a loss ends it for all."""
     both = two_cards

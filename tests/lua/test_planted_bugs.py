@@ -62,6 +62,18 @@ def flushed_and_asserted(both: Both) -> None:
     both.request("b", "next", ONE)
 
 
+def back_twice(both: Both) -> None:
+    both.request("a", "held", ZERO)
+    both.request("b", "early", ZERO)
+    both.end("b", "early", None, "parked")
+    both.request("b", "again", ZERO, parked="early")
+
+
+def parked_holder(both: Both) -> None:
+    both.request("a", "held", ZERO)
+    both.end("a", "held", both.token("held"), "parked")
+
+
 def strangers_release(both: Both) -> None:
     both.request("a", "held", ZERO)
     both.end("b", "held", both.token("held"))
@@ -239,6 +251,14 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
         "a lease ends under its members", members_stay,
         "_members", "if redis.call('SCARD', names.base .. 'members:' .. t.id) == 0 then return false end",
         "if true then return false end",
+    ),
+    (
+        "a parked place serves many", back_twice,
+        "_tickets", "if id ~= '' then redis.call('DEL', names.base .. 'parked:' .. id) end", "",
+    ),
+    (
+        "who held keeps its place", parked_holder,
+        "end", "and not (t.state == 'held' or t.state == 'member')", "",
     ),
     ("the lower token wins", older_lease, "_brought", "if t and t.token > b.token then return false end", ""),
     (

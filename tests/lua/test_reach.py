@@ -45,6 +45,16 @@ def test_all_who_are_in_a_lease_are_asked_to_stop_each_time(both: Both) -> None:
     assert both.reach("held", token, "soft", stop=True)[1] == "noted"
 
 
+def test_an_operators_word_is_no_age(both: Both) -> None:
+    """Who is asked to stop early has reached no limit; its limits still come, each once."""
+    both.request("a", "held", ZERO)
+    token = both.token("held")
+    assert both.reach("held", token, "operator", stop=True) == ("marked", "reached", "")
+    assert both.reach("held", token, "operator", stop=True) == ("marked", "noted", "")
+    assert both.reach("held", token, "soft", stop=True) == ("marked", "reached", "")
+    assert both.reach("held", token, "operator", stop=True) == ("marked", "noted", "soft")
+
+
 def test_a_claim_has_not_begun(both: Both) -> None:
     """Its winner has not said that it is there."""
     both.request("a", "held", ZERO)

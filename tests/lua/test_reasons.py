@@ -32,6 +32,20 @@ def test_a_lease_that_is_taken_tells_by_whom_and_its_gpu_settles(two_cards: Both
     assert [(event["lease"], event["reason"]) for event in told(two_cards, "lock_revoked")] == [("first", reason)]
 
 
+@pytest.mark.parametrize(("reason", "kind"), [("expired", "lock_expired"), ("left", "lock_released")])
+def test_an_end_that_was_planned_is_told_as_such_and_its_gpu_settles(
+    two_cards: Both, reason: EndReason, kind: str
+) -> None:
+    """Nobody has died; yet nobody knows what the user of a ttl, or of a connection that is gone, still does."""
+    two_cards.guard()
+    two_cards.request("a", "first", ZERO)
+    two_cards.request("a", "next", ZERO)
+    two_cards.end("a", "first", two_cards.token("first"), reason)
+    assert two_cards.state("next") == "waiting"  # the gpu settles
+    found = [(event["lease"], event["reason"], event.get("planned")) for event in told(two_cards, kind)]
+    assert found == [("first", reason, True if reason == "expired" else None)]
+
+
 def test_a_grant_tells_what_woke_its_waiter(two_cards: Both) -> None:
     """Many that had to ask again by themselves are a sign of lost doorbells; who never waited woke by nothing."""
     two_cards.request("a", "first", ZERO)

@@ -56,7 +56,11 @@ REASONS: tuple[EndReason, ...] = (
     "released",
     "released",
     "abandoned",
+    "parked",
+    "parked",
     "timed_out",
+    "expired",
+    "left",
     "revoked",
     "died",
     "gpu_lost",
@@ -165,6 +169,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         lock_timeout_ms=st.sampled_from([3_600_000, 15_000]),
         inside=st.one_of(st.none(), st.none(), WHICH),
         asked_ago_ms=st.sampled_from([None, 1_000, 299_999, 300_001]),
+        back=st.one_of(st.none(), st.none(), st.integers(0, 7)),
     )
     def request(
         self,
@@ -176,8 +181,10 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
         lock_timeout_ms: int,
         inside: int | None,
         asked_ago_ms: int | None,
+        back: int | None,
     ) -> None:
         self.ids += 1
+        parked = sorted(self.both.model.parked)
         lease = self.ticket(inside, "held") if inside is not None else None
         self.say(
             "request",
@@ -189,6 +196,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
             lock_timeout_ms=lock_timeout_ms,
             inside=(lease.id, lease.token + (inside or 0) // 24) if lease else None,
             asked_ms=self.both.model.now - asked_ago_ms if asked_ago_ms is not None else None,
+            parked=parked[back % len(parked)] if parked and back is not None else "",
         )
 
     @rule(which=WHICH)
@@ -292,7 +300,7 @@ class ScriptsAgreeWithModel(RuleBasedStateMachine):
 
     @rule(
         number=st.integers(0, 3),
-        state=st.sampled_from(["ready", "settled", "settled", "quarantined", "drained", "lost", "foreign"]),
+        state=st.sampled_from(["ready", "settled", "settled", "quarantined", "drained", "resumed", "lost", "foreign"]),
     )
     def report(self, number: int, state: str) -> None:
         self.say("report", self.session("d"), f"gpu_lock:{number}", state)

@@ -93,6 +93,28 @@ async def test_a_lease_for_a_time_is_renewed(daemon: Daemon) -> None:
     await eventually(lambda: _none(daemon), 20)
 
 
+async def test_a_lease_for_a_time_is_renewed_for_as_long_as_it_was_asked_for(daemon: Daemon) -> None:
+    """A loop that renews need not know for how long."""
+    lease = (await timed(daemon, "90s"))["lease"]
+    assert 85 < (await patch(daemon, lease, renew=True)).json["ends_in_s"] <= 90
+    assert (await daemon.ask("DELETE", f"/api/v1/leases/{lease}")).status == 200
+    await eventually(lambda: _none(daemon), 20)
+
+
+async def test_only_the_process_that_holds_says_that_it_is_over(daemon: Daemon) -> None:
+    """Any other one takes it away, which is another thing and settles."""
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        asked = await daemon.open("POST", "/api/v1/leases", {"task": "shell", "pid": sleeper.pid})
+        lease = (await asked.until("granted", 20))["lease"]
+        assert (await patch(daemon, lease, over=True)).status == 403
+        assert [found["id"] for found in await leases(daemon)] == [lease]
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    await eventually(lambda: _none(daemon), 20)
+
+
 @pytest.mark.parametrize("wish", [{"ttl": "1m", "pid": 1}, {"ttl": "10ms"}, {"ttl": "8d"}, {"ttl": "x"}])
 async def test_a_time_that_cannot_be_is_refused(daemon: Daemon, wish: Any) -> None:
     """Both say how long it lasts."""

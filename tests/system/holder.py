@@ -4,7 +4,8 @@ flock.
 It writes `NAME.in` (token) when its body begins, `NAME.lost` when it is told of a loss and `NAME.out` when its body has
 ended, and leaves when the file `NAME.leave` appears. Modes: `async`, `sync`, `deaf` (an async body that blocks its loop
 and heeds nothing), `forks` (a child that goes on alone is on the card too; SIGTERM is nothing to it),
-`mute` (its `leave` is heard and its release never sent).
+`mute` (its `leave` is heard and its release never sent), `execs` (it becomes another program that is on the card too),
+`drops` (it becomes another user).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import asyncio
 import fcntl
 import logging
 import os
+import secrets  # noqa: F401 # redis-py loads it late, when `drops` may not read Python's own folder any more
 import signal
 import sys
 import time
 from pathlib import Path
 
 from gpulockd import GpuLockError, gpu_lock
+
+NOBODY = 65534
 
 
 class Card:
@@ -49,6 +53,11 @@ def main(folder: Path, name: str, mode: str, wish: str) -> None:
             time.sleep(120)
             os._exit(0)
         (folder / f"{name}.in").write_text(str(token))
+        if mode == "execs":
+            os.set_inheritable(card.descriptor, True)
+            os.execv("/bin/sleep", ["sleep", "120"])
+        if mode == "drops":
+            os.setresuid(NOBODY, NOBODY, NOBODY)
         return card
 
     async def hold() -> None:

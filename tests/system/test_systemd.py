@@ -220,6 +220,17 @@ def test_what_cannot_be_used_is_said_and_not_tried_for_ever(box: Machine) -> Non
     box.run("systemctl", "start", "gpulockd")
 
 
+def test_a_backup_is_taken_every_night(box: Machine) -> None:
+    """Nobody remembers to; and the unit must see store and file, though it has no right and no network."""
+    assert _active(box, "gpulockd-backup.timer") and box.show("gpulockd-backup.timer", "Persistent") == "yes"
+    box.run("systemctl", "start", "gpulockd-backup.service")
+    found = json.loads(box.said(PROGRAM, "backup", "--list", "--json", "--state-dir", "/var/lib/gpulockd"))
+    assert len(found) == 1 and found[0]["trouble"] is None and found[0]["revision"] is not None
+    assert box.said("stat", "-c", "%a %U", found[0]["file"]) == "600 gpulockd"
+    assert '"simulate":2' in box.said("zcat", found[0]["file"])
+    assert _active(box)
+
+
 def test_removal_ends_everything_and_leaves_the_state(box: Machine) -> None:
     """Whoever installs it again finds the queue's history and the token."""
     done = box.run(PROGRAM, "install-service", "--uninstall")

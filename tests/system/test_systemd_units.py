@@ -58,16 +58,22 @@ def test_the_store_is_exposed_less_than_the_daemon(tmp_path: Path) -> None:
 
 
 @needs_analyze
+def test_a_backup_is_exposed_no_more_than_the_store(tmp_path: Path) -> None:
+    """It reads all that the store has, and needs neither right nor network."""
+    assert _exposure(tmp_path, UNITS / "gpulockd-backup.service") <= 0.5
+
+
+@needs_analyze
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_systemd_finds_no_fault_in_the_installed_units(tmp_path: Path, kind: str) -> None:
     """A misspelt directive is passed over in silence, and the right it was to take away stays."""
-    files = sorted((UNITS if kind == "system" else UNITS / "user").glob("gpulockd*.s*"))
+    files = sorted((UNITS if kind == "system" else UNITS / "user").glob("gpulockd*.[st]*"))
     copies = []
     for file in files:
-        if file.suffix in (".service", ".socket"):
+        if file.suffix in (".service", ".socket", ".timer"):
             copies.append(tmp_path / file.name)
             copies[-1].write_text(file.read_text().replace("/usr/bin/gpulockd", "/bin/true"))
-    assert len(copies) == (6 if kind == "system" else 2)
+    assert len(copies) == (8 if kind == "system" else 4)
     manager = ["--user"] if kind == "user" else []
     env = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_LOG_LEVEL": "warning"}
     command = ["systemd-analyze", *manager, "--man=no", "verify", *map(str, copies)]

@@ -58,12 +58,14 @@ def _checked(file: str | None, environ: Mapping[str, str]) -> tuple[str | None, 
     from gpulockd.daemon.configuration.troubles import troubles
     from gpulockd.settings import flat
     from gpulockd.settings.alerting import check_addresses
+    from gpulockd.web.encrypting import context_of
 
     with named(file) as path:
         try:
             layers = load_layers(path, environ)
-            layers.settings()
+            tls = layers.settings().web.tls
             check_addresses(layers.base)
+            context_of(tls)
         except ConfigError as wrong:
             found: tuple[ConfigError, ...] = ()
             with suppress(OSError, ConfigError):

@@ -67,6 +67,20 @@ tickets = room(function(tickets)
     if value then redis.call('HSET', ticket, field, value) else redis.call('HDEL', ticket, field) end
   end
 
+  -- A waiter that leaves and will come back under another id: its stamp is kept for ten minutes, for one to take over.
+  function tickets.park(t)
+    redis.call('SET', names.base .. 'parked:' .. t.id, text(t.stamp), 'PX', '600000')
+  end
+
+  function tickets.parked_stamp(id)
+    local stamp = id ~= '' and redis.call('GET', names.base .. 'parked:' .. id)
+    return stamp and tonumber(stamp)
+  end
+
+  function tickets.unpark(id)
+    if id ~= '' then redis.call('DEL', names.base .. 'parked:' .. id) end
+  end
+
   function tickets.delete(t)
     redis.call('DEL', names.base .. 'ticket:' .. t.id)
     known[t.id] = nil

@@ -4,8 +4,9 @@
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session of the caller, '' for the daemon or an operator    ARGV[2] 'ticket' | 'session'
 -- ARGV[3]  ticket, lease or session id    ARGV[4] token, '' for whatever it has (abandon)
--- ARGV[5]  reason: released | abandoned | timed_out | died | revoked, or who revoked it: operator | hard_timeout
---          | silent | gpu_lost
+-- ARGV[5]  reason: expired: its time is over, as planned | left: its connection is gone, and nobody knows what its user
+--          does | released | abandoned | timed_out | died | parked: its place is kept for another ticket | revoked, or
+--          who revoked it: operator | hard_timeout | silent | gpu_lost
 -- returns  {'ended', ..., reason} | {'gone', ..., reason it ended by} | {'stale', ..., present token}
 --          | {'no_session'} | {'unopened'}
 local session, what, id, token, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -27,6 +28,8 @@ if not t then
 end
 local mine = session == '' or session == t.session
 if not mine or (token ~= '' and token ~= text(t.token)) then return books.answer('stale', text(t.token)) end
+if reason == 'parked' and not (t.state == 'held' or t.state == 'member') then tickets.park(t) end
+t.planned = reason == 'expired'
 ends.ticket(t, reason)
 if next(books.freed) then placing.place() end
 return books.answer('ended', reason)

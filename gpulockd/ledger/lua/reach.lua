@@ -1,9 +1,10 @@
--- reach: the daemon has seen a lease at an age, or its task silent for a time. It is written on the lease and told once,
+-- reach: the daemon has seen a lease at an age, or its task silent for a time, or an operator asks its holder to stop,
+-- which is no age. It is written on the lease and told once,
 -- whoever asks again; a holder that is to stop is rung each time, for a ring may be lost. It ends nothing.
 --
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session, ''    ARGV[2] lease id    ARGV[3] token
--- ARGV[4]  warning | soft | hard | silent    ARGV[5] the age or silence that counts (ms)
+-- ARGV[4]  warning | soft | hard | silent | operator    ARGV[5] the age or silence that counts (ms)
 -- ARGV[6]  'stop': the holder is asked to stop, ''    ARGV[7] 'manual': only what the task says counts as a sign of life
 -- returns  {'reached', ..., level before} | {'noted', ..., level before}: told before
 --          | {'early', ..., level before}: not so old, or heard of meanwhile
@@ -24,6 +25,7 @@ if level == 'silent' then
   since = ARGV[7] == 'manual' and tonumber(t.beat_ms or since) or renewed
   new = tonumber(t.missed_ms or -1) < since
 end
+if level == 'operator' then new = not t.asked end
 if books.now - since < tonumber(ARGV[5]) then return books.answer('early', before) end
 
 if stop then
@@ -34,7 +36,8 @@ if stop then
   for _, one in ipairs(rung) do books.ring(one.session, 'stop ' .. one.id) end
 end
 if not new then return books.answer('noted', before) end
-if level == 'silent' then tickets.mark(t, 'missed_ms', text(books.now)) else tickets.mark(t, 'level', level) end
+local mark = level == 'silent' and 'missed_ms' or level == 'operator' and 'asked' or 'level'
+tickets.mark(t, mark, mark == 'missed_ms' and text(books.now) or mark == 'asked' and '1' or level)
 local kind = level == 'silent' and 'heartbeat_missed' or stop and 'stop_requested' or 'timeout_warned'
 books.emit(kind, tickets.told(t, level))
 return books.answer('reached', before)

@@ -7,10 +7,11 @@
 -- ARGV[5]  '1' to wait, '0' to answer 'busy' instead    ARGV[6] job (JSON, opaque)    ARGV[7] task    ARGV[8] task id
 -- ARGV[9]  lock timeout (ms)    ARGV[10] ledger clock of the session's last answer (ms), '' if none
 -- ARGV[11] lease to join, ''    ARGV[12] its token, ''
+-- ARGV[13] ticket that was parked, whose stamp this one takes over, ''
 -- returns  {'granted', ..., token, waited (ms), gpus} | {'joined', ..., token, lease, gpus}
 --          | {'waiting', ..., place, queued, frozen (ms), why} | {'busy'} | {'gone', ..., reason} | {'late'}
 --          | {'impossible', ..., kind, detail} | {'would_deadlock', ..., lease} | {'no_session'} | {'unopened'}
-local session, id, words, waits = ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1'
+local session, id, words, waits, parked = ARGV[1], ARGV[2], ARGV[3], ARGV[5] == '1', ARGV[13]
 local LATE_MS = 300000
 
 local function granted(t)
@@ -62,7 +63,7 @@ else
     local kind, detail = limits.refusal(gpus.wants(words))
     if kind then return books.answer('impossible', kind, detail) end
   end
-  t.stamp = books.next_stamp()
+  t.stamp = tickets.parked_stamp(parked) or books.next_stamp()
   t.score = t.stamp - t.priority * meta.priority_step_ms
 end
 
@@ -77,7 +78,7 @@ if not books.frozen() then
   end
 end
 if keys then
-  if t.state then queue.leave(id, w) end
+  if t.state then queue.leave(id, w) else tickets.unpark(parked) end
   tickets.hold(t, keys)
   if next(books.freed) then placing.place() end
   return granted(t)
@@ -85,7 +86,12 @@ end
 if not waits then return more and books.answer('would_deadlock', ARGV[11]) or books.answer('busy') end
 local is_new = not t.state
 t.state = 'waiting'
-if is_new then tickets.enter(t) else tickets.write(t) end
+if is_new then
+  tickets.enter(t)
+  tickets.unpark(parked)
+else
+  tickets.write(t)
+end
 queue.enter(id, w, t.score)
 if is_new then books.emit('lock_requested', tickets.told(t)) end
 return waiting()

@@ -8,7 +8,7 @@ import msgspec
 
 from gpulockd.events import Event, LockAcquired, LockExpired, LockReleased, LockRevoked, WaitAbandoned, WaitTimedOut
 from gpulockd.model import Snapshot, Wants
-from gpulockd.web.page.words import age, gpu_name, job_name, named, short
+from gpulockd.web.page.words import age, gpu_name, job_name, named
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +40,7 @@ def gpu_text(span: Span) -> str:
 
 def length(span: Span) -> str:
     """Return how long it took, in words."""
-    seconds = (span.end_ms - span.begin_ms) / 1000
-    return short(seconds) if seconds < 10 else age(seconds)
+    return age((span.end_ms - span.begin_ms) / 1000)
 
 
 def _ended_holds(events: Sequence[Event]) -> list[Span]:

@@ -15,8 +15,10 @@ from gpulockd.events import (
     DaemonStopped,
     Event,
     ForeignProcessSeen,
+    GpuDrained,
     GpuLost,
     GpuQuarantined,
+    GpuResumed,
     GpuSettled,
     GpuSettling,
     HeartbeatMissed,
@@ -33,7 +35,6 @@ from gpulockd.events import (
     WaitTimedOut,
 )
 from gpulockd.model import GPU_KEY_PREFIX, Job
-from gpulockd.units import format_duration
 
 DAY_S = 86_400
 
@@ -42,22 +43,35 @@ GLYPHS = {"good": "●", "warn": "▲", "bad": "■", "idle": "○"}
 
 
 def age(seconds: float) -> str:
-    """Return whole seconds as people read them: "12 s", "7:08", "2:03:20", "6 d 04 h"."""
-    whole = max(0, int(seconds))
-    if whole < DAY_S:
-        return f"{whole} s" if whole < 60 else format_duration(whole)
-    return f"{whole // DAY_S} d {whole % DAY_S // 3600:02d} h"
+    """Return what was measured, as people read it: "0 s", "0.04 s", "1.8 s", "12 s", "7:08", "2:03:20", "6 d 04 h".
+
+    It is cut, not rounded, as clocks are; the page's script counts on in the same form.
+    """
+    if seconds < 10:
+        return _few(seconds)
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole >= DAY_S:
+        return f"{whole // DAY_S} d {whole % DAY_S // 3600:02d} h"
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _few(seconds: float) -> str:
+    hundredths = int(100 * seconds + 1e-6)
+    if hundredths <= 0:
+        return "0 s"
+    return f"0.{hundredths:02d} s" if hundredths < 10 else f"{hundredths // 10 / 10:.1f} s"
 
 
 def short(seconds: float) -> str:
-    """Return a length as a person would say it: "0.4 s", "12 s", "5 m", "1 h 30 m"."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} m {rest} s" if rest else f"{minutes} m"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest} m" if rest else f"{hours} h"
+    """Return a length that somebody has set: "5 m", "2 h"; one that is no whole minutes as `age` does."""
+    if seconds < 10 and seconds == int(seconds):
+        return f"{seconds:.0f} s"
+    if seconds < 60 or seconds % 60 or seconds >= DAY_S:
+        return age(seconds)
+    return f"{seconds / 60:.0f} m" if seconds % 3600 else f"{seconds / 3600:.0f} h"
 
 
 def clock(at_ms: float, *, seconds: bool = True) -> str:
@@ -122,7 +136,7 @@ def _plain(event: Event) -> str:
 
 
 def _granted(event: Event) -> str:
-    waited = f" after {short(event.waited_ms / 1000)}" if event.waited_ms else ""
+    waited = f" after {age(event.waited_ms / 1000)}" if event.waited_ms else ""
     return f"{gpu_names(event.gpus)} → {_task(event)}{waited}"
 
 
@@ -134,13 +148,21 @@ def _ended(event: Event) -> str:
 
 
 def _waiter(event: Event) -> str:
-    waited = f" after {short(event.waited_ms / 1000)}" if event.waited_ms else ""
+    waited = f" after {age(event.waited_ms / 1000)}" if event.waited_ms else ""
     return f"{_task(event)}{waited}"
 
 
 def _alert(event: Event) -> str:
     assert isinstance(event, AlertRaised | AlertResolved)
-    return " · ".join(part for part in (event.rule, event.message or event.reason or "") if part)
+    message = event.message or event.reason or ""
+    return " · ".join(dict.fromkeys(part for part in (event.rule, _ENGLISH.get(message, ""), message) if part))
+
+
+def alert_title(rule: str, message: str) -> tuple[str, str]:
+    """Return what an alert is called, and what else stands beside it: its message if that is not English."""
+    if message.isascii():
+        return message or rule, ""
+    return _ENGLISH.get(message, rule), message
 
 
 def _task(event: Event) -> str:
@@ -150,6 +172,15 @@ def _task(event: Event) -> str:
 def _reason(event: Event) -> str:
     return (event.reason or "").replace("_", " ")
 
+
+_ENGLISH = {
+    "GPU锁超时率过高": "Too many waits for a GPU time out",
+    "GPU锁成功率过低": "Too few requests get a GPU",
+    "检测到GPU死锁": "A deadlock of GPUs was found",
+    "GPU锁监控服务异常": "The monitor does not work",
+    "心跳失败率过高": "Too many tasks miss their heartbeat",
+}
+"""What the messages of the documented rules say. The messages themselves stay: logs are searched for them."""
 
 _TOLD: dict[type[Event], tuple[str, str, Callable[[Event], str]]] = {
     LockRequested: ("queued", "", _waiter),
@@ -166,6 +197,8 @@ _TOLD: dict[type[Event], tuple[str, str, Callable[[Event], str]]] = {
     SessionLost: ("lost", "bad", _plain),
     GpuSettling: ("settling", "warn", _plain),
     GpuSettled: ("settled", "", _plain),
+    GpuDrained: ("drained", "warn", _plain),
+    GpuResumed: ("resumed", "", _plain),
     GpuQuarantined: ("quarantine", "bad", _plain),
     GpuLost: ("gpu lost", "bad", _plain),
     ForeignProcessSeen: ("stranger", "warn", _plain),
