@@ -61,6 +61,8 @@ class Session:
         self.version = 0
         self.is_open = False
         self.highest_token = 0
+        self.lasts_until_s = 0.0
+        """Until when it lasts though nobody keeps it alive (seconds on CLOCK_BOOTTIME): who holds for a time needs it."""
         self.said_own = False
         self.on_guarded: list[Callable[[], None]] = []
         self._asserted_epoch = ""
@@ -147,6 +149,7 @@ class Session:
             known_pool=known_pool,
             brought=brought,
             guard_gone_ms=round(self.times.guard_gone_after * 1000) if self.guarded else 0,
+            lasts_ms=max(0, round((self.lasts_until_s - boottime_s()) * 1000)),
         )
 
     def opened(self, asked_at: float, answer: OpenAnswer, asked_id: str) -> bool:

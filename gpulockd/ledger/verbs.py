@@ -133,23 +133,17 @@ def open(
     known_pool: bool | None = None,
     brought: Brought = NOTHING,
     guard_gone_ms: int = 0,
+    lasts_ms: int = 0,
 ) -> Call[a.Opened | a.Gone | a.Elsewhere | a.AskFleet]:
     """Begin to be alive in a pool.
 
     :param machine: what stays the same over reboots of this host
     :param known_pool: does the fleet's list name it; None = not looked yet
     :param guard_gone_ms: how long to wait for a guard that this session knew before, 0 if it knew none
+    :param lasts_ms: how long it lasts at least, also when nobody keeps it alive
     """
-    args = (
-        session,
-        encode(process),
-        process.boot_id,
-        encode(terms),
-        _known(known_pool),
-        encode(brought),
-        machine,
-        str(guard_gone_ms),
-    )
+    about = (encode(process), process.boot_id, encode(terms), _known(known_pool), encode(brought), machine)
+    args = (session, *about, str(guard_gone_ms), str(lasts_ms))
     return Call(script("open"), keys, args, reading.opened)
 
 

@@ -92,7 +92,8 @@ async def test_a_time_that_is_over_is_no_death(daemon: Daemon) -> None:
 async def test_a_connection_that_is_closed_is_no_death_either(daemon: Daemon) -> None:
     """On the unix socket it is a release; from afar the gpu settles, for nobody can see what still runs there."""
     before, told = await counts(daemon), []
-    for how in ({}, {"tcp": True, "headers": bearer(daemon)}):
+    ways: list[dict[str, Any]] = [{}, {"tcp": True, "headers": bearer(daemon)}]
+    for how in ways:
         holding = await daemon.open("POST", "/api/v1/leases", {"task": "held"}, **how)
         lease = (await holding.until("granted", 20))["lease"]
         await holding.aclose()

@@ -1,4 +1,4 @@
-"""What the pages about moving from another lock tell to type, typed: each block of each page, in its order.
+"""What the pages about HTTP and about moving from another lock tell to type, typed: each block of each page, in its order.
 
 A page is a story: its Python blocks share one program, its shell blocks one folder. Whatever a block calls that is the
 reader's own (`train`, `do_gpu_work`) is given here.
@@ -20,7 +20,7 @@ from tests.daemons import QUICK, ROOT, Daemon
 from tests.servers import Server
 from tests.system.commands import clean_env, one_daemon
 
-PAGES = ("migrate-yivideo.md", "migrate-redis-lock.md", "migrate-flock.md")
+PAGES = ("migrate-yivideo.md", "migrate-redis-lock.md", "migrate-flock.md", "http.md")
 DOCUMENTED = "http://localhost:8788"
 READERS_OWN = """
 def train():

@@ -8,8 +8,10 @@
 --          leases = {{... , token, gpus, age_ms}, ...}} (JSON; times in ms)
 -- ARGV[7]  machine: a host that has booted anew is still the one that offered the pool
 -- ARGV[8]  how long a guard is waited for that the session knew before the data was lost (ms), '0' if it knew none
+-- ARGV[9]  how long it lasts at least, whether anybody keeps it alive or not (ms)
 -- returns  {'opened', ..., the pool's defaults (JSON), how its epoch opened, {lease ids not accepted}}
 --          | {'fleet?'} | {'gone', ..., reason} | {'elsewhere', ..., host, boot id}
+local LONGEST_MS = 8 * 86400000
 local session, boot_id, known_pool, has = ARGV[1], ARGV[3], ARGV[5], cjson.decode(ARGV[6])
 local brings = #has.tickets + #has.leases > 0
 
@@ -25,7 +27,8 @@ if elsewhere and redis.call('ZSCORE', names.sessions, meta.offer_session) then
 end
 
 local ends_ms = tonumber(redis.call('ZSCORE', names.sessions, session))
-redis.call('ZADD', names.sessions, math.max(ends_ms or 0, books.now + meta.ttl_ms), session)
+local lasts_ms = math.max(meta.ttl_ms, math.min(tonumber(ARGV[9]), LONGEST_MS))
+redis.call('ZADD', names.sessions, math.max(ends_ms or 0, books.now + lasts_ms), session)
 due.not_before(books.now + meta.ttl_ms)
 redis.call('HSET', names.base .. 'session:' .. session, 'process', ARGV[2], 'boot_id', boot_id)
 if not ends_ms then books.emit('session_opened', books.facts({session = string.sub(session, 1, 8)})) end

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from gpulockd.ledger.forecast import Expected, Holds, expected_end
+from gpulockd.ledger.forecast import FEWEST_HOLDS, NO_ENDS, Ends, Expected, Holds, expected_end
 from gpulockd.model import GpuRecord, Job, Snapshot, TicketRecord, Wants
 from gpulockd.web.overseeing import CardReading
 from gpulockd.web.page import sparks
@@ -89,21 +89,27 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
 
 
-def cards(snapshot: Snapshot, readings: Readings, holds: Holds, limits: Limits, now_ms: int) -> tuple[Card, ...]:
-    """Return the cards of a snapshot.
+class Times(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells when a hold ends: the task's recent holds (ms), its limits, and the ends that are set, by lease (ms).
 
-    :param holds: the recent holds of each task (ms)
-    :param now_ms: the wall clock, for moments
+    `now_ms` is the wall clock, for moments.
     """
-    return tuple(_card(n, record, snapshot, readings, holds, limits, now_ms) for n, record in enumerate(snapshot.gpus))
+
+    holds: Holds
+    limits: Limits
+    now_ms: int
+    ends_ms: Ends = NO_ENDS
 
 
-def _card(
-    n: int, record: GpuRecord, snapshot: Snapshot, readings: Readings, holds: Holds, limits: Limits, now_ms: int
-) -> Card:
+def cards(snapshot: Snapshot, readings: Readings, times: Times) -> tuple[Card, ...]:
+    """Return the cards of a snapshot."""
+    return tuple(_card(n, record, snapshot, readings, times) for n, record in enumerate(snapshot.gpus))
+
+
+def _card(n: int, record: GpuRecord, snapshot: Snapshot, readings: Readings, times: Times) -> Card:
     gpu = record.gpu
     holders = tuple(
-        _holder(lease, record, holds, limits(lease.job), now_ms)
+        _holder(lease, record, times)
         for lease in sorted(snapshot.leases, key=lambda one: one.token)
         if gpu.key in lease.gpus and lease.state != "member"
     )
@@ -147,10 +153,8 @@ def _wants(ticket: TicketRecord, key: str) -> bool:
     return not keys or key in keys
 
 
-def _holder(
-    lease: TicketRecord, record: GpuRecord, holds: Holds, limits_s: tuple[float, float, float], now_ms: int
-) -> Holder:
-    held_s = lease.held_ms / 1000
+def _holder(lease: TicketRecord, record: GpuRecord, times: Times) -> Holder:
+    held_s, limits_s = lease.held_ms / 1000, times.limits(lease.job)
     mood, limit, left_s = _limit(held_s, limits_s)
     wants = Wants.parse(lease.wants)
     missed = lease.missed_age_ms is not None
@@ -168,7 +172,7 @@ def _holder(
         heartbeat_s=None if lease.heartbeat_age_ms is None else lease.heartbeat_age_ms / 1000,
         percent=lease.percent,
         note=lease.note or "",
-        ends=_ends(expected_end(holds.get(lease.job.task, ()), lease.held_ms), now_ms),
+        ends=_ends(lease, times),
         bar=sparks.share(held_s, limits_s[2]),
         marks=_marks(limits_s),
         memory="" if wants.exclusive or not wants.memory_mib else f"{wants.memory_mib / 1024:g} GiB of it",
@@ -215,9 +219,21 @@ def _marks(limits_s: tuple[float, float, float]) -> tuple[Mark, ...]:
     )
 
 
-def _ends(expected: Expected | None, now_ms: int) -> str:
-    if expected is None:
-        return ""
+def _ends(lease: TicketRecord, times: Times) -> str:
+    """Say when it ends, or what it takes to know."""
+    set_ms = times.ends_ms.get(lease.id)
+    if set_ms is not None:
+        return f"its time ends {clock(times.now_ms + set_ms, seconds=set_ms < 600_000)}"
+    holds = times.holds.get(lease.job.task, ())
+    expected = expected_end(holds, lease.held_ms)
+    if expected is not None:
+        return _about(expected, times.now_ms)
+    if len(holds) >= FEWEST_HOLDS:
+        return "end not known: it lasts longer than any before"
+    return f"end not known before {FEWEST_HOLDS} finished holds of this task ({len(holds)} so far)"
+
+
+def _about(expected: Expected, now_ms: int) -> str:
     spread_s = max(1.0, (expected.late_s - expected.early_s) / 2)
     precise = expected.middle_s < 120
     return f"ends ≈ {clock(now_ms + expected.middle_s * 1000, seconds=precise)} ± {short(round(spread_s))}"

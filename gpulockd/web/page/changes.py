@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import msgspec
 
-from gpulockd.config.impact import Impact
+from gpulockd.config.impact import Impact, Summary
 from gpulockd.config.sides import Side
 from gpulockd.web.backend import Backend
 from gpulockd.web.config_views import ChangeView, OriginView, RevisionView, change_view, origin_view, revision_view
 from gpulockd.web.configures import Configures
 from gpulockd.web.differing import differences
-from gpulockd.web.page.words import percent, short
+from gpulockd.web.page.words import age, percent
 from gpulockd.web.secrets import hidden
 
 MOST_REVISIONS = 8
 
+LONG_TEXT = 80
+"""What is longer is folded."""
+
+MOST_TEXT = 4000
+"""What is longer is cut (in characters): the command line has all of it."""
+
 
 class Figure(msgspec.Struct, frozen=True):
-    """One line of the impact: before, after, how it changed, and whether that is good, bad or neither."""
+    """One line of the impact: before, after, how it changed, and whether that is good, bad or neither.
+
+    Where too little was measured to compare there is no change.
+    """
 
     name: str
     before: str
@@ -81,7 +90,8 @@ async def _back(found: Configures, back_to: int | None, number: int) -> tuple[Ch
 
 def figures(found: Impact) -> tuple[Figure, ...]:
     """Return what is compared, the weightiest first."""
-    said, before, after = found.impact_summary, found.before, found.after
+    before, after = found.before, found.after
+    said = found.impact_summary if found.impact_summary.enough_samples else Summary()
     return (
         _figure("wait p95", _wait(before.wait_p95), _wait(after.wait_p95), said.wait_p95_change, down=True),
         _figure(
@@ -105,11 +115,28 @@ def _figure(name: str, before: str, after: str, change: str | None, *, down: boo
 
 
 def _wait(seconds: float | None) -> str:
-    return "–" if seconds is None else short(seconds)
+    return "–" if seconds is None else age(seconds)
 
 
 def _rate(side: Side) -> str:
     return "–" if side.holds_per_hour is None else f"{side.holds_per_hour:g}"
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A value in words. `summary`: what stands for a long one until somebody unfolds it; `left`: how much is cut."""
+
+    text: str
+    summary: str = ""
+    left: int = 0
+
+
+def value_of(value: object) -> Text:
+    """Return a setting's value, folded if it is long: one list of rules would bury the page."""
+    text = value_text(value)
+    if len(text) <= LONG_TEXT:
+        return Text(text)
+    what = f"{len(value)} entries" if isinstance(value, list | tuple | dict) else f"{text[: LONG_TEXT // 2]}…"
+    return Text(text[:MOST_TEXT], f"{what}, {len(text)} characters", max(0, len(text) - MOST_TEXT))
 
 
 def value_text(value: object) -> str:

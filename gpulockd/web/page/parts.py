@@ -65,10 +65,13 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     now_s: float
 
 
-async def part(name: str, backend: Backend) -> Part:
-    """Return the part of that name (one of `MAKERS`)."""
+async def part(name: str, backend: Backend, *, span_min: int = 0) -> Part:
+    """Return the part of that name (one of `MAKERS`).
+
+    :param span_min: how much time the timeline shows (in minutes); 0: what fits
+    """
     try:
-        data = await MAKERS[name](backend)
+        data = await (_timeline(backend, span_min) if name == "timeline" else MAKERS[name](backend))
     except GpuLockError as trouble:
         return without_store(name, backend, trouble.message)
     return Part(name=name, data=data, trouble="" if data is not None else "this daemon does not have it")
@@ -108,20 +111,22 @@ async def _store_s(backend: Backend) -> float:
 async def _cards(backend: Backend) -> tuple[cards.Card, ...]:
     holds = (await _statistics(backend)).recent_holds_ms()
     snapshot = await backend.picture()
-    return cards.cards(snapshot, _readings(backend), holds, backend.limits_s, snapshot.at_ms)
+    times = cards.Times(holds=holds, limits=backend.limits_s, now_ms=snapshot.at_ms, ends_ms=backend.planned_ends_ms())
+    return cards.cards(snapshot, _readings(backend), times)
 
 
 async def _queue(backend: Backend) -> queue.Line:
     snapshot, settings = await backend.picture(), backend.settings.queue
     holds = (await _statistics(backend)).recent_holds_ms()
-    starts = expected_starts(snapshot, holds, hold_back_s=settings.hold_back_after)
+    ends_ms = backend.planned_ends_ms()
+    starts = expected_starts(snapshot, holds, hold_back_s=settings.hold_back_after, ends_ms=ends_ms)
     return queue.line(snapshot, starts, snapshot.at_ms, settings.priority_step)
 
 
-async def _timeline(backend: Backend) -> timeline.Timeline:
+async def _timeline(backend: Backend, span_min: int = 0) -> timeline.Timeline:
     snapshot, events = await backend.picture(), await backend.events()
     reach_ms = events[0].at_ms if len(events) >= MOST_EVENTS else 0
-    return timeline.timeline(snapshot, events, snapshot.at_ms, reach_ms=reach_ms)
+    return timeline.timeline(snapshot, events, snapshot.at_ms, reach_ms=reach_ms, span_min=span_min)
 
 
 async def _waits(backend: Backend) -> waits.Waits:
@@ -150,13 +155,13 @@ async def _events(backend: Backend) -> tuple[EventLine, ...]:
 
 MAKERS: dict[str, Callable[[Backend], Awaitable[Any]]] = {
     "head": _head,
+    "alerts": _alerts_part,
     "cards": _cards,
     "queue": _queue,
     "timeline": _timeline,
     "waits": _waits,
     "changes": _changes,
     "events": _events,
-    "alerts": _alerts_part,
     "performance": _performance,
 }
 """How each part is made, in the order of the page."""

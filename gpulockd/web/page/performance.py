@@ -11,7 +11,7 @@ from gpulockd.ledger.statistics import TaskStatistics
 from gpulockd.ledger.tally import Tally
 from gpulockd.model import Snapshot
 from gpulockd.web.overseeing import CardReading
-from gpulockd.web.page.words import age, gpu_name, named, percent, short
+from gpulockd.web.page.words import age, gpu_name, named, percent
 
 MOST_WAITS = 5
 MOST_TASKS = 8
@@ -39,7 +39,10 @@ class LongWait(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdleCard(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of its holders' time a card did nothing; `idle` and `memory` are shares of 1 (None: it does not say)."""
+    """How much of its holders' time a card did nothing, and how long it was held while it was looked at.
+
+    `idle` and `memory` are shares of 1 (None: it does not say).
+    """
 
     name: str
     held: str
@@ -113,7 +116,7 @@ def idle_cards(
         found.append(
             IdleCard(
                 name=str(record.gpu),
-                held=age((held[-1].at_ms - held[0].at_ms) / 1000),
+                held=age(_seen_ms(spans, taken[0].at_ms, taken[-1].at_ms) / 1000),
                 idle=sum(share < IDLE_BELOW for share in used) / len(used),
                 memory=max(memory) if memory else None,
             )
@@ -129,6 +132,16 @@ def _held(key: str, snapshot: Snapshot, events: Sequence[Event]) -> list[Interva
         if isinstance(event, LockReleased | LockExpired | LockRevoked) and event.held_ms and key in event.gpus
     ]
     return ended + [(snapshot.at_ms - lease.held_ms, float("inf")) for lease in snapshot.leases if key in lease.gpus]
+
+
+def _seen_ms(spans: Sequence[Interval], first_ms: float, last_ms: float) -> float:
+    """Return how much of the time between two readings was within spans (ms); what overlaps counts once."""
+    seen_ms, until_ms = 0.0, first_ms
+    for begin, end in sorted(spans):
+        begin_ms, end_ms = max(begin, until_ms), min(end, last_ms)
+        seen_ms += max(0.0, end_ms - begin_ms)
+        until_ms = max(until_ms, end_ms)
+    return seen_ms
 
 
 def _tasks(tasks: Mapping[str, TaskStatistics]) -> tuple[TaskTime, ...]:
@@ -149,7 +162,7 @@ def _tasks(tasks: Mapping[str, TaskStatistics]) -> tuple[TaskTime, ...]:
 
 def _quantile(window: Tally, share: float) -> str:
     ms = window.holds.quantile_ms(share)
-    return "" if ms is None else short(ms / 1000)
+    return "" if ms is None else age(ms / 1000)
 
 
 def _advice(snapshot: Snapshot, cards: Sequence[IdleCard], window: Tally) -> tuple[str, ...]:
@@ -169,7 +182,7 @@ def _advice(snapshot: Snapshot, cards: Sequence[IdleCard], window: Tally) -> tup
     if p95_ms > LONG_WAIT_S * 1000 and roomy:
         most = max(card.memory or 0 for card in roomy)
         said.append(
-            f"One wait in twenty takes over {short(p95_ms / 1000)}, and at most {percent(most)} of the memory is used: "
+            f"One wait in twenty takes over {age(p95_ms / 1000)}, and at most {percent(most)} of the memory is used: "
             'let small tasks share a card, gpu_lock(memory="8GiB").'
         )
     unusable = [str(record.gpu) for record in snapshot.gpus if record.state not in ("ready", "settling")]

@@ -97,7 +97,9 @@ def _blocked(snapshot: Snapshot) -> dict[str, tuple[Block, ...]]:
     return found
 
 
-def _place(ticket: TicketRecord, starts: Expected | None, why: tuple[Block, ...], now_ms: int, priority_step_s: float) -> Place:
+def _place(
+    ticket: TicketRecord, starts: Expected | None, why: tuple[Block, ...], now_ms: int, priority_step_s: float
+) -> Place:
     waited_s = ticket.waited_ms / 1000
     aged = ticket.priority + (waited_s / priority_step_s if priority_step_s > 0 else 0)
     return Place(

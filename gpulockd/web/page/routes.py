@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from gpulockd.web.page import html, static
 from gpulockd.web.page.parts import MAKERS
+from gpulockd.web.page.timeline import SPANS_MIN
 from gpulockd.web.table import Query, Row
 
 _PART = f"({'|'.join(MAKERS)})"
+_SPANS = "|".join(map(str, SPANS_MIN))
 _PARTS = f"^{_PART}(,{_PART})*$"
 
 ROWS: tuple[Row, ...] = (
@@ -16,7 +18,10 @@ ROWS: tuple[Row, ...] = (
         handler=html.page,
         answer=str,
         media="text/html",
-        query=(Query("parts", f"only some of {', '.join(MAKERS)}, with commas between", "string", pattern=_PARTS),),
+        query=(
+            Query("parts", f"only some of {', '.join(MAKERS)}, with commas between", "string", pattern=_PARTS),
+            Query("span", f"how many minutes the timeline shows: {_SPANS}", "string", pattern=f"^({_SPANS})$"),
+        ),
         summary="The page",
     ),
     *static.ROWS,

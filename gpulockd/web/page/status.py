@@ -49,7 +49,7 @@ def status(snapshot: Snapshot | None, reasons: Sequence[str], store_s: float, al
         troubles.append(f"Nothing is granted for {format_duration(snapshot.frozen_ms / 1000)} more{why}.")
     pills = (
         Pill("good" if store_s < 0.1 else "warn", f"store {1000 * store_s:.1f} ms"),
-        Pill("good" if snapshot.sessions else "idle", f"{snapshot.sessions} alive"),
+        Pill("good" if snapshot.sessions else "idle", f"{_many(snapshot.sessions, 'session')} alive"),
         _alerts(alerts),
     )
     return Status(state=_state(snapshot, troubles), pills=pills, troubles=tuple(troubles))
@@ -72,4 +72,8 @@ def _alerts(levels: Sequence[str]) -> Pill:
     critical = sum(level == "critical" for level in levels)
     if critical:
         return Pill("bad", f"{critical} critical", "#part-alerts")
-    return Pill("warn", f"{len(levels)} warning{'s' if len(levels) > 1 else ''}", "#part-alerts")
+    return Pill("warn", _many(len(levels), "warning"), "#part-alerts")
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

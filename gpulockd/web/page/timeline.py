@@ -1,6 +1,6 @@
 """What happened: the holds and waits of the last hour, a row for each gpu, as places on a drawing and as a table.
 
-Where nothing is older, or there is more than can be drawn, it is the last ten minutes, or two.
+It is as much time as what there is fills, and no more than can be drawn, unless the reader chooses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from gpulockd.web.page import spans
 from gpulockd.web.page.spans import Span
 from gpulockd.web.page.words import clock, gpu_name
 
-SPANS_MS = (120_000, 600_000, 3_600_000)
+SPANS_MIN = (2, 10, 20, 30, 60)
+"""How much time can be shown (in minutes)."""
+
 MOST_HOLDS = 300
 MOST_WAITS = 300
 MOST_LISTED = 40
@@ -27,6 +29,7 @@ BAR_H, LANE_H, ROW_GAP, TOP = 26, 5, 10, 4
 LEAST_H, STEP_H = 6, 11
 LEAST_WIDTH = 0.15
 
+MINUTE_MS = 60_000
 TOUCH_MS = 50
 """Holds that overlap by less follow each other: their ends are told by different clocks."""
 
@@ -36,7 +39,7 @@ Window = tuple[int, int]
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A hold on the drawing: x and width in percent of the time shown, height in pixels.
+    """A hold on the drawing: x and width in percent of the time shown, height and place of the text in pixels.
 
     One that shares its gpu stands lower before the one that was there first. `lost`: it did not end by its own release.
     """
@@ -63,10 +66,11 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One gpu, or those who wait for any."""
+    """One gpu, or those who wait for any. `name_y`: the foot of its name."""
 
     name: str
     y: int
+    name_y: int
     bars: tuple[Bar, ...]
     waits: tuple[Wait, ...]
 
@@ -91,30 +95,41 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """The drawing (heights in pixels), and the table of the same."""
+    """The drawing (heights in pixels), and the table of the same.
+
+    `span_min`: how much time it shows; `chosen`: by the reader. `since_ms`: what was before is not known here.
+    `left_out`: holds or waits that there is no room for.
+    """
 
     rows: tuple[Row, ...]
     ticks: tuple[Tick, ...]
     height: int
-    span: str
+    span_min: int
+    chosen: bool
+    since_ms: int | None
+    left_out: int
     listed: tuple[Listed, ...]
     holds: int
     waits: int
 
 
-def timeline(snapshot: Snapshot, events: Sequence[Event], now_ms: int, *, reach_ms: int = 0) -> Timeline:
-    """Return the last hour.
+def timeline(
+    snapshot: Snapshot, events: Sequence[Event], now_ms: int, *, reach_ms: int = 0, span_min: int = 0
+) -> Timeline:
+    """Return the last hour, or less.
 
     :param events: at least those of the last hour, oldest first
     :param now_ms: the server's wall clock
     :param reach_ms: since when `events` are all that there were: what is before is not shown as if nothing had been
+    :param span_min: how much the reader wants to see (in minutes); 0: what fits
     """
     holds = spans.holds(snapshot, events, now_ms)
     waits = spans.waits(snapshot, events, now_ms)
-    span_ms = _span_ms([*holds, *waits], now_ms, reach_ms)
-    window = (now_ms - span_ms, span_ms)
-    holds = [hold for hold in holds if hold.end_ms >= window[0]][-MOST_HOLDS:]
-    waits = [wait for wait in waits if wait.end_ms >= window[0]][-MOST_WAITS:]
+    shown_min = span_min or _span_min([*holds, *waits], now_ms, reach_ms)
+    window = (now_ms - shown_min * MINUTE_MS, shown_min * MINUTE_MS)
+    all_holds = [hold for hold in holds if hold.end_ms >= window[0]]
+    all_waits = [wait for wait in waits if wait.end_ms >= window[0]]
+    holds, waits = all_holds[-MOST_HOLDS:], all_waits[-MOST_WAITS:]
     names = [record.gpu.key for record in snapshot.gpus]
     rows: list[Row] = []
     y = TOP
@@ -125,29 +140,34 @@ def timeline(snapshot: Snapshot, events: Sequence[Event], now_ms: int, *, reach_
         y += BAR_H + 4 + LANES * LANE_H + ROW_GAP
     nowhere = [wait for wait in waits if not set(wait.gpus) & set(names)]
     if nowhere:
-        rows.append(_row("any GPU", y - BAR_H, [], nowhere, window))
+        row = _row("any GPU", y - BAR_H, [], nowhere, window)
+        rows.append(msgspec.structs.replace(row, name_y=y + 4 + LANES * LANE_H - 3))
         y += 4 + LANES * LANE_H + ROW_GAP
     listed = sorted((*map(_as_hold, holds), *map(_as_wait, waits)), key=lambda one: -one.at_ms)
     return Timeline(
         rows=tuple(rows),
         ticks=tuple(_tick(window, n) for n in range(5)),
         height=y,
-        span=f"{span_ms // 60_000} min",
+        span_min=shown_min,
+        chosen=bool(span_min),
+        since_ms=reach_ms if reach_ms > window[0] else None,
+        left_out=len(all_holds) - len(holds) + len(all_waits) - len(waits),
         listed=tuple(listed[:MOST_LISTED]),
         holds=len(holds),
         waits=len(waits),
     )
 
 
-def _span_ms(shown: Sequence[Span], now_ms: int, reach_ms: int) -> int:
-    """Return how much time is shown: so much that all of it can be seen, if that is not too much to draw."""
+def _span_min(shown: Sequence[Span], now_ms: int, reach_ms: int) -> int:
+    """Return how much time is shown (min): so much that all of it can be seen, if that is not too much to draw."""
+    since_ms = [now_ms - span_min * MINUTE_MS for span_min in SPANS_MIN]
     oldest_ms = min((span.begin_ms for span in shown), default=now_ms)
-    chosen = next((n for n, span_ms in enumerate(SPANS_MS) if oldest_ms >= now_ms - span_ms), len(SPANS_MS) - 1)
-    while chosen and now_ms - SPANS_MS[chosen] < reach_ms:
-        chosen -= 1
-    while chosen and sum(span.end_ms >= now_ms - SPANS_MS[chosen] for span in shown) > MOST_HOLDS:
-        chosen -= 1
-    return SPANS_MS[chosen]
+    fits = next((n for n, since in enumerate(since_ms) if oldest_ms >= since), len(since_ms) - 1)
+    while fits and since_ms[fits] < reach_ms:
+        fits -= 1
+    while fits and sum(span.end_ms >= since_ms[fits] for span in shown) > MOST_HOLDS:
+        fits -= 1
+    return SPANS_MIN[fits]
 
 
 def _row(name: str, y: int, holds: Sequence[Span], waits: Sequence[Span], window: Window) -> Row:
@@ -162,7 +182,7 @@ def _row(name: str, y: int, holds: Sequence[Span], waits: Sequence[Span], window
         title = f"{wait.job} waited {spans.length(wait)} from {clock(wait.begin_ms)}: {end}"
         drawn.append(Wait(x=x, width=width, lane=lane, title=title, over=wait.lost))
     ordered = sorted(holds, key=lambda one: one.begin_ms)
-    return Row(name=name, y=y, bars=_bars(ordered, window), waits=tuple(drawn))
+    return Row(name=name, y=y, name_y=y + 17, bars=_bars(ordered, window), waits=tuple(drawn))
 
 
 def _bars(ordered: Sequence[Span], window: Window) -> tuple[Bar, ...]:
@@ -187,7 +207,7 @@ def _bar(hold: Span, window: Window, beneath: int, *, covered: bool) -> Bar:
         x=x,
         width=width,
         height=height,
-        text_y=9 if covered else height - (9 if height == BAR_H else 4),
+        text_y=0 if covered else height - (21 if height == BAR_H else 14),
         small=covered or height < BAR_H,
         label=hold.job,
         title=title,
@@ -232,5 +252,6 @@ def _as_wait(span: Span) -> Listed:
 
 
 def _tick(window: Window, n: int) -> Tick:
-    at_ms = window[0] + n * window[1] // 4
-    return Tick(x=25.0 * n, at_ms=at_ms, text=clock(at_ms, seconds=window[1] < SPANS_MS[1]))
+    step_ms = window[1] // 4
+    at_ms = window[0] + n * step_ms
+    return Tick(x=25.0 * n, at_ms=at_ms, text=clock(at_ms, seconds=step_ms % MINUTE_MS > 0))

