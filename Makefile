@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service clean vendor vendor-free
+.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service dist deb docs clean vendor vendor-free
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 28
@@ -82,6 +82,16 @@ vendor-free:  ## the lock names packages only: no index, no host, no local path
 	@if grep -nE '://|^-|@ |^\.|file:' requirements-dev.lock; then \
 	  echo 'make: requirements-dev.lock must hold only name==version' >&2; exit 1; \
 	fi
+
+dist: venv  ## build wheel and sdist into dist/
+	$(BIN)/python -m hatchling build -d dist
+
+deb:  ## build the Debian package into dist/, with an environment of its own
+	packaging/deb/build
+
+docs: venv  ## write the reference anew and build docs/ into build/docs, without the network
+	$(BIN)/python scripts/reference.py
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,4 +1,4 @@
-"""`python -m bench [uncontended | handoff | recovery | daemon | web | jobs | soak] [--quick] [--json] [--server …]`."""
+"""`python -m bench [uncontended | handoff | recovery | daemon | web | jobs | scale | soak] [--quick] [--json] [--server …]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bench import daemon, guarded, handoff, jobs, recovery, soak, uncontended, web
+from bench import daemon, guarded, handoff, jobs, recovery, scale, soak, uncontended, web
 from bench.ground import Ground, server_binary
 from bench.tables import machine_line
 
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         description=f"gpulockd beside its peers; without a name, {' and '.join(BY_DEFAULT)}, quickly",
     )
     made.add_argument(
-        "what", nargs="?", choices=("uncontended", "handoff", "recovery", "daemon", "web", "jobs", "soak")
+        "what", nargs="?", choices=("uncontended", "handoff", "recovery", "daemon", "web", "jobs", "scale", "soak")
     )
     made.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     made.add_argument("--json", action="store_true", help="the numbers as JSON instead of tables")
@@ -85,6 +85,7 @@ def benches(said: argparse.Namespace, binary: str, *, quick: bool) -> dict[str, 
         made["daemon"] = partial(daemon.measure, quick=quick, profile=said.profile), daemon.show
         made["web"] = partial(web.measure, quick=quick), web.show
         made["jobs"] = partial(jobs.measure, quick=quick), jobs.show
+        made["scale"] = on_ground(scale)
         made["soak"] = partial(soak.measure, quick=quick, minutes=said.minutes, seed=said.seed), soak.show
     return made
 

@@ -40,6 +40,12 @@ class ImpossibleRequest(GpuLockError, ValueError):
     """This pool can never grant that: ask for fewer GPUs, less memory or other keys (`gpulockd status` lists them)."""
 
 
+class EndedOutside(GpuLockError):
+    """The wait or the lease was ended by somebody else, or its id is another process's: ask again with a new one."""
+
+    reason: str = ""
+
+
 class WouldDeadlock(GpuLockError):
     """This task already holds a GPU and would wait for itself: ask for all GPUs in one call."""
 

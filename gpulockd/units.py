@@ -1,4 +1,5 @@
-"""Durations, memory sizes and keys as users write them, turned into numbers with a unit in the name."""
+"""Durations, memory sizes and keys as users write them, turned into numbers with a unit in the name; and what others
+have written, as a screen may show it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ _DURATION_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB|K|M|G|T)", re.IGNORECASE)
 _MEMORY_UNIT_MIB = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0 * 1024.0}
 _KEY = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+
+_SPACES = "\u00a0\u2009\u202f"
 
 LONGEST_TEXT = 64
 """No size and no duration is longer; a pattern would be tried at each of its digits."""
@@ -60,7 +63,7 @@ def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:
             mib = float(text)
         value = value[:LONGEST_TEXT]
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        mib = float(value)
+        mib = float(min(value, 2**40))  # a float does not hold every int
     if not 0.0 < mib < 2**40:
         raise ImpossibleRequest(f"{name}: {value!r} is not a memory size; write '8GiB', '512MiB' or a number of MiB")
     return -(-int(-(-mib // 1)) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
@@ -88,3 +91,25 @@ def format_duration(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def clean(text: str, most: int | None = None) -> str:
+    """Return one line of text in which nothing moves a cursor, rings, colours, hides or turns other text.
+
+    :param most: how many characters it may have; an ellipsis stands for what was cut
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - 1] + "…"
+    return text if text.isprintable() else "".join(one if one.isprintable() or one in _SPACES else " " for one in text)
+
+
+def check_plain(text: str, name: str) -> str:
+    """Return a text that others are shown.
+
+    :param name: what the value is called in the error message
+    :raises ConfigError: if it has characters that control a terminal or hide others
+    """
+    wrong = next((one for one in text if not one.isprintable()), None)
+    if wrong is not None:
+        raise ConfigError(f"{name}: it contains {wrong!r}; use characters that can be seen")
+    return text

@@ -13,11 +13,16 @@ from tests.servers import Server
 
 class Proxy:
     """Forwards bytes over a unix socket. Replies to scripts are counted over all connections; number `lose` is not
-    delivered and its connection is cut, as by a network that fails just then. 0 loses none."""
+    delivered and its connection is cut, as by a network that fails just then. 0 loses none. `swallow` counts what is
+    sent to scripts: that one does not arrive, nor does anything after it on its connection. Every reply whose number
+    `tear` divides arrives half, and its connection is reset."""
 
     def __init__(self, server: Server, path: Path, *, lose: int = 0) -> None:
         self.url = f"unix://{path}"
         self.lose = lose
+        self.swallow = 0
+        self.tear = 0
+        self.requests = 0
         self.replies = 0
         self.lost = 0
         self.refusing = False
@@ -58,11 +63,23 @@ class Proxy:
         while data := await reader.read(1 << 20):
             if not counts and b"FCALL" in data:
                 scripts.append(True)
+                self.requests += 1
+                if self.requests == self.swallow:
+                    self.lost += 1
+                    while await reader.read(1 << 20):
+                        continue
+                    break
             if counts and scripts:
                 scripts.clear()
                 self.replies += 1
                 if self.replies == self.lose:
                     self.lost += 1
+                    raise ConnectionResetError
+                if self.tear and self.replies % self.tear == 0:
+                    self.lost += 1
+                    writer.write(data[: len(data) // 2])
+                    await writer.drain()
+                    writer.transport.abort()
                     raise ConnectionResetError
             if counts and self.delay_s:
                 await asyncio.sleep(self.delay_s)

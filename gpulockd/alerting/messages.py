@@ -6,7 +6,6 @@ Its law: a message has a bounded length whatever it tells of, and no control cha
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +13,7 @@ import msgspec
 
 from gpulockd.alerting.judging import Alert, Kind
 from gpulockd.alerting.rules import Level
+from gpulockd.units import clean
 
 MOST_LINES = 20
 """How many groups of alerts a text names."""
@@ -127,13 +127,6 @@ def message_of(notices: Sequence[Notice]) -> Message:
     )
 
 
-def clean(text: str, most: int = LONGEST_LINE) -> str:
-    """Return one line of text without control, format and separator characters."""
-    bad = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    kept = "".join(" " if unicodedata.category(c) in bad else c for c in text[: most + 1])
-    return kept if len(kept) <= most else kept[: most - 1] + "…"
-
-
 def _urgency(notice: Notice) -> tuple[int, int, int, str, str]:
     return notice.kind == "resolved", _RANK[notice.level], notice.at_ms, notice.rule, notice.pool
 
@@ -157,7 +150,7 @@ def _line(group: Sequence[Notice]) -> str:
         line += f": {first.detail}"
     if len(group) == 1 and first.times > 1:
         line += f", raised {first.times} times"
-    return clean(line)
+    return clean(line, LONGEST_LINE)
 
 
 def _clock(at_ms: int) -> str:

@@ -42,7 +42,13 @@ def main(words: Sequence[str]) -> int:
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise CommandError(f"config: unknown command {name!r}{meant}", "'gpulockd config --help' lists them", USAGE)
     module = import_module(f"gpulockd.cli.configuring.{SUBCOMMANDS[name][0]}")
-    code: int = getattr(module, name)(rest)
+    try:
+        code: int = getattr(module, name)(rest)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("gpulockd"):
+            raise
+        what = f"config {name} needs the package {missing.name!r}"
+        raise CommandError(what, "pip install 'gpulockd[server]'", USAGE) from None
     return code
 
 

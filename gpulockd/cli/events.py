@@ -10,6 +10,7 @@ from gpulockd.cli import http
 from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.records import Record, name_of, seconds
 from gpulockd.cli.talk import NO_DAEMON, OK, paint, say
+from gpulockd.units import clean
 
 FOLLOW_SILENCE_S = 60.0
 RETRY_S = 1.0
@@ -93,7 +94,7 @@ def _told(event: Record) -> str:
     kind = str(event.get("type", "event"))
     at = time.strftime("%H:%M:%S", time.localtime(event.get("at_ms", 0) / 1000))
     facts = [f"GPU {', '.join(name_of(key) for key in event['gpus'])}"] if event.get("gpus") else []
-    facts += [str(event[name]) for name in ("task", "reason") if event.get(name)]
+    facts += [clean(str(event[name])) for name in ("task", "reason") if event.get(name)]
     facts += [f"waited {seconds(event['waited_ms'] / 1000)}"] if event.get("waited_ms") is not None else []
     facts += [f"held {seconds(event['held_ms'] / 1000)}"] if event.get("held_ms") is not None else []
     if event.get("token"):

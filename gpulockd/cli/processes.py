@@ -1,6 +1,6 @@
 """Processes as /proc shows them: who this one is, which descend from it, and a signal that reaches only the one meant.
 
-Standard library only: `run` starts its command before anything heavy is loaded.
+Nothing but words and the standard library: `run` starts its command before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
+
+from gpulockd.units import clean
 
 
 class Member(NamedTuple):
@@ -95,8 +97,8 @@ def program_of(command: Sequence[str]) -> str:
     if name.startswith("python"):
         script = next((word for word in command[1:] if not word.startswith("-")), "")
         if script.endswith(".py"):
-            return os.path.basename(script)[:-3]
-    return name or "run"
+            return clean(os.path.basename(script)[:-3])
+    return clean(name) or "run"
 
 
 def _boot_id() -> str:

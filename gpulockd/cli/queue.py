@@ -9,6 +9,7 @@ from gpulockd.cli import http
 from gpulockd.cli.options import Parser
 from gpulockd.cli.records import name_of, process_of, seconds, starts, task_of, wants_of
 from gpulockd.cli.talk import OK, table
+from gpulockd.units import clean
 
 HEAD = ("PLACE", "TASK", "PROCESS", "WANTS", "PRIO", "WAITED", "STARTS")
 NAMED = 3
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     print(table(HEAD, rows, shrink=("TASK", "WANTS")) if rows else "nobody waits")
     for ticket in line["queue"][:NAMED]:
         if ticket.get("why"):
-            print(f"{ticket['place']} waits: {ticket['why']}")
+            print(f"{ticket['place']} waits: {clean(ticket['why'])}")
     if line["queued"] > len(rows):
         print(f"and {line['queued'] - len(rows)} more")
     return OK

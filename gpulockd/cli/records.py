@@ -1,4 +1,4 @@
-"""How the daemon's records read: gpus and tickets as JSON, told in few words."""
+"""How the daemon's records read: gpus and tickets as JSON, told in few words that are safe to print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import time
 from typing import Any
 
-from gpulockd.units import format_duration
+from gpulockd.units import clean, format_duration
 
 Record = dict[str, Any]
 
@@ -16,12 +16,12 @@ SOON_S = 120.0
 def name_of(key: str) -> str:
     """A GPU's short name: "0" for "gpu_lock:0", else the key."""
     short = key.removeprefix("gpu_lock:")
-    return short if short.isdigit() else key
+    return short if short.isdigit() else clean(key)
 
 
 def task_of(ticket: Record) -> str:
     """The task, and which run of it where somebody named that: "ocr-batch 8812"."""
-    task, task_id = str(ticket.get("task") or "somebody"), str(ticket.get("task_id") or "")
+    task, task_id = clean(str(ticket.get("task") or "somebody")), clean(str(ticket.get("task_id") or ""))
     return task if not task_id or task_id.startswith(f"{task}#") else f"{task} {task_id}"
 
 
@@ -30,7 +30,7 @@ def process_of(ticket: Record) -> str:
     if not ticket.get("pid"):
         return ""
     whose = "" if ticket.get("pid_seen", True) else " (its own)"
-    return f"{ticket['pid']}{whose} {ticket.get('user', '')}".strip()
+    return f"{ticket['pid']}{whose} {clean(str(ticket.get('user', '')))}".strip()
 
 
 def seconds(value: object) -> str:
@@ -41,12 +41,12 @@ def seconds(value: object) -> str:
 def progress_of(ticket: Record) -> str:
     """How far the work is: "64 % frame 412"."""
     percent, note = ticket.get("percent"), ticket.get("note")
-    return " ".join(part for part in (f"{percent:.0f} %" if percent is not None else "", note or "") if part)
+    return " ".join(part for part in (f"{percent:.0f} %" if percent is not None else "", clean(note or "")) if part)
 
 
 def whole_percents(text: str) -> str:
     """A text of the daemon with its percents as whole ones."""
-    return re.sub(r"\d+\.\d+(?= %)", lambda found: f"{float(found[0]):.0f}", text)
+    return re.sub(r"\d+\.\d+(?= %)", lambda found: f"{float(found[0]):.0f}", clean(text))
 
 
 def wants_of(ticket: Record) -> str:

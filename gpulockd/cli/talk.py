@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from gpulockd.units import clean
+
 OK, NEGATIVE, USAGE, NO_DAEMON, NOT_PERMITTED = 0, 1, 2, 3, 4
 """Exit codes of every command but `run`."""
 
@@ -28,9 +30,9 @@ class CommandError(Exception):
 
 
 def say(text: str, who: str = "gpulockd") -> None:
-    """Say something to the person: one line on stderr. A closed stderr is no reason to stop."""
+    """Say something to the person on stderr, whatever others have put into it. A closed stderr is no reason to stop."""
     try:
-        print(f"{who}: {text}", file=sys.stderr, flush=True)
+        print(f"{who}: {_safe(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
 
@@ -40,9 +42,13 @@ def complain(wrong: CommandError, who: str = "gpulockd") -> None:
     say(wrong.what, who)
     if wrong.hint and wrong.hint not in wrong.what:
         try:
-            print(f"  hint: {wrong.hint}", file=sys.stderr, flush=True)
+            print(f"  hint: {_safe(wrong.hint)}", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             return
+
+
+def _safe(text: str) -> str:
+    return text if text.isprintable() else "\n".join(clean(line) for line in text.split("\n"))
 
 
 def is_colourful(stream: TextIO) -> bool:
@@ -66,6 +72,7 @@ def table(
 
     :param shrink: the columns that are cut where the terminal is too narrow for all; a file gets all of it
     """
+    rows = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     _fit(widths, [head.index(name) for name in shrink], terminal_width())
     lines = [_line(head, widths)]

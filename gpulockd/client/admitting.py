@@ -290,6 +290,7 @@ class GuardLink(asyncio.Protocol):
             return
         del self._asked[id]
         if error is not None:
+            self._say({"verb": "leave", "lease": id, "token": token})  # it is in, if it was lost there before it began
             return _fail(asked[1], error)
         self._admitted[id] = token
         asked[1].set_result(None)

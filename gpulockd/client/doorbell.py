@@ -11,6 +11,7 @@ import logging
 from typing import Any, NamedTuple
 
 from gpulockd.client.guarded import Admits
+from gpulockd.client.keeper import Keeper
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
@@ -35,8 +36,10 @@ class Begun(NamedTuple):
 class Doorbell:
     """Hears for the entries of one loop."""
 
-    def __init__(self, session: Session, loop: asyncio.AbstractEventLoop, store: Store) -> None:
+    def __init__(self, session: Session, keeper: Keeper, loop: asyncio.AbstractEventLoop, store: Store) -> None:
         self._session = session
+        self._keeper = keeper
+        self._said_foreign = False
         self._loop = loop
         self._store = store
         self._begun: dict[str, Begun] = {}
@@ -50,7 +53,9 @@ class Doorbell:
         try:
             self._obey(message.decode())
         except (ValueError, TypeError):
-            log.warning("gpulockd: somebody else wrote to the session's channel; passed over")
+            if not self._said_foreign:
+                log.warning("gpulockd: somebody else writes to the session's channel; passed over")
+            self._said_foreign = True
 
     def _obey(self, message: str) -> None:
         word, _, rest = message.partition(" ")
@@ -70,7 +75,7 @@ class Doorbell:
             token, _, keys = more.partition(" ")
             self._ring(entry, int(token), tuple(keys.split(",")))
         elif word == "lost":
-            entry.lose(more)
+            self._keeper.wake()  # its answer says whether that is true: anybody may have written it
         elif word == "stop":
             entry.stopping.set()
 

@@ -50,7 +50,7 @@ class Line:
         self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.Task[None] | None = None
-        self.doorbell = Doorbell(session, self.loop, self.store)
+        self.doorbell = Doorbell(session, keeper, self.loop, self.store)
         self._hearing = Listening(session, keeper, self.doorbell)
         self.belief = BeliefWatch(session, self.loop)
         self.guard = self.doorbell.guard = guard or GuardLink(session)

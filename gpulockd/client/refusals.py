@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from gpulockd.client.whoami import started_ticks, this_process
-from gpulockd.errors import GpuLockTimeout, StoreUnavailable
+from gpulockd.errors import EndedOutside, GpuLockTimeout, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.model import Process, Snapshot, TicketRecord, Wants
@@ -36,6 +36,13 @@ def impossible_text(answer: a.Impossible, wants: Wants, pool: str) -> str:
         "too_many_wants": f"more than {detail} different kinds of request wait in pool {pool!r}; ask for rounder sizes",
     }
     return known.get(answer.kind, f"{wants}: {answer.kind} {detail}")
+
+
+def ended_outside(id: str, reason: str) -> EndedOutside:
+    """Why a ticket is no place any more, though nobody here has ended it."""
+    if reason == "foreign":
+        return EndedOutside(f"the ticket {id} belongs to another session; ask with an id of your own", reason=reason)
+    return EndedOutside(f"the wait was ended from outside ({reason}); ask again", reason=reason)
 
 
 def _gib(mib: str) -> str:

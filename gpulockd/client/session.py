@@ -62,7 +62,7 @@ class Session:
         self.is_open = False
         self.highest_token = 0
         self.lasts_until_s = 0.0
-        """Until when it lasts though nobody keeps it alive (seconds on CLOCK_BOOTTIME): who holds for a time needs it."""
+        """Until when it lasts though nobody keeps it alive (seconds on CLOCK_BOOTTIME), for who holds for a time."""
         self.said_own = False
         self.on_guarded: list[Callable[[], None]] = []
         self._asserted_epoch = ""

@@ -15,7 +15,7 @@ import msgspec
 from gpulockd.client.entering import Entering, NotAdmitted, must_be_let_in
 from gpulockd.client.line import Line
 from gpulockd.client.ownholds import OwnHolds
-from gpulockd.client.refusals import deadlock_text, frozen_text, impossible_text, timeout_error
+from gpulockd.client.refusals import deadlock_text, ended_outside, frozen_text, impossible_text, timeout_error
 from gpulockd.client.table import Ask, Entry
 from gpulockd.errors import GpuLockError, GpuLockTimeout, ImpossibleRequest, StoreUnavailable, WouldDeadlock
 from gpulockd.ledger import answers as a
@@ -216,7 +216,7 @@ class Waiting:
                 await line.ready()
                 self._begin_again()
                 return False
-            raise GpuLockError(f"the wait was ended from outside ({answer.reason}); ask again")
+            raise ended_outside(entry.id, answer.reason)
         raise await self._refusal(answer)
 
     async def _refusal(self, answer: object) -> GpuLockError:

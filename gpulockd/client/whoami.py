@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from gpulockd.model import Process
+from gpulockd.units import clean
 
 
 @cache
@@ -51,7 +52,7 @@ def program() -> str:
 
 @cache
 def _program_of(path: str) -> str:
-    return "python" if path in ("", "-c", "-m") else Path(path).stem or "python"
+    return "python" if path in ("", "-c", "-m") else clean(Path(path).stem) or "python"
 
 
 def this_process() -> Process:

@@ -18,7 +18,7 @@ from gpulockd.client.waiting import Patience
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.model import GPU_KEY_PREFIX, Job, Wants
 from gpulockd.settings import GpuLockBlock, QueueBlock, SessionBlock, SettleBlock, check_session
-from gpulockd.units import check_key, parse_duration_s, parse_memory_mib
+from gpulockd.units import check_key, check_plain, parse_duration_s, parse_memory_mib
 
 Duration = float | int | str
 Nested = Literal["error", "join", "wait"]
@@ -127,7 +127,7 @@ def job_of(
 ) -> Job:
     """What the holder says of its work.
 
-    :raises ConfigError: unless warning <= soft_timeout <= hard_timeout where given
+    :raises ConfigError: unless warning <= soft_timeout <= hard_timeout where given, or if a name cannot be shown
     """
     if heartbeat not in ("automatic", "manual"):
         raise ConfigError(f"heartbeat={heartbeat!r}: say 'automatic' or 'manual'")
@@ -139,8 +139,8 @@ def job_of(
     if given != sorted(given):
         raise ConfigError("it must hold that warning <= soft_timeout <= hard_timeout")
     return Job(
-        task=str(task)[:200],
-        task_id=str(task_id or "")[:200],
+        task=check_plain(str(task)[:200], "task"),
+        task_id=check_plain(str(task_id or "")[:200], "task_id"),
         warning_s=limits["warning"],
         soft_timeout_s=limits["soft_timeout"],
         hard_timeout_s=limits["hard_timeout"],

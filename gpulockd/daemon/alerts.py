@@ -75,6 +75,8 @@ class Alerts:
         self._host = host
         self._finder = FactFinder(keys, ask, monitor=monitor, readings=readings, evidence=evidence)
         self._marked: DaemonMark | None = None
+        self._marking = anyio.Lock()
+        self._signed_off = False
         self._due_s: float | None = None
         self._news = anyio.Event()
         self._used = settings()
@@ -112,10 +114,11 @@ class Alerts:
         return await self.dispatcher.test(name)
 
     async def sign_off(self) -> None:
-        """Say that this daemon ends of its own will, so that nobody takes it for dead."""
+        """Say that this daemon ends of its own will, so that nobody takes it for dead. Nothing is marked after it."""
+        self._signed_off = True
         with anyio.move_on_after(GOODBYE_S, shield=True):
             try:
-                await self._mark(stopped=True)
+                await self._mark()
             except GpuLockError as trouble:
                 _log.debug("alerts.not_signed_off", message=trouble.message)
 
@@ -185,11 +188,12 @@ class Alerts:
         except ConfigError as wrong:
             _log.error("alerts.rules_refused", message=f"{wrong.message}; the rules before, or the defaults, stand")
 
-    async def _mark(self, *, stopped: bool = False) -> None:
-        mark = DaemonMark(session=self._session(), host=self._host, stopped=stopped)
-        if mark != self._marked:
-            await self._ask(daemon_mark(pool=self._keys.pool, daemon=msgspec.json.encode(mark)))
-            self._marked = mark
+    async def _mark(self) -> None:
+        async with self._marking:  # one under way must not arrive after the goodbye
+            mark = DaemonMark(session=self._session(), host=self._host, stopped=self._signed_off)
+            if mark != self._marked:
+                await self._ask(daemon_mark(pool=self._keys.pool, daemon=msgspec.json.encode(mark)))
+                self._marked = mark
 
     def _remember(self, stored: Stored) -> None:
         """Know of each channel what the daemon before this one knew."""

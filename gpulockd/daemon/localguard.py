@@ -27,6 +27,8 @@ class LocalGuard:
         self._caller = Caller(process, uid, self._hear)
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._entries: dict[str, Entry] = {}
+        self.stays = False
+        """Whether what is held goes on without this object: the next daemon takes it over."""
 
     def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
         """Ask to be let in. The future fails with `NotAdmitted`."""
@@ -69,7 +71,8 @@ class LocalGuard:
 
     def close(self) -> None:
         """The request is over. A process that goes on with the lease says so itself."""
-        self._guard.gone(self._caller)
+        if not self.stays:
+            self._guard.gone(self._caller)
 
     def descriptors(self) -> list[int]:
         """None of its own."""

@@ -23,14 +23,18 @@ from gpulockd.hardware.processes.kin import descends
 RECHECK_S = 0.25
 """How soon something that was not over is looked at again (in seconds)."""
 
-FOLLOW_S = 2.0
-"""How often held runs are looked through for new children (in seconds)."""
+LOOK_S = 1.0
+"""How often the children of held runs are looked for (in seconds)."""
 
-YOUNG_S, YOUNG_FOR_S = 0.5, 10.0
-"""The same while a lease is younger than this."""
+YOUNG_S, YOUNG_FOR_S = 0.25, 10.0
+"""The same while a lease is younger than this: most children are born soon after a lease has begun."""
 
-SCAN_SHARE = 200
-"""A pause between looks is at least so many times as long as the look."""
+SCAN_S = 2.0
+"""How often all processes of the host are looked through (in seconds)."""
+
+LOOK_SHARE, SCAN_SHARE = 100, 200
+"""A pause is at least so many times as long as the CPU time of what comes before it. A busy host makes a look late, and
+must not make the next one rare."""
 
 LEAVE_SHARE = 0.5
 """How much of the grace a holder that was told of its loss has to leave, before its run is asked by SIGTERM."""
@@ -86,28 +90,34 @@ class SeeingOut:
 
     async def follow(self) -> None:
         """Look for new children of all who are in, so that they are known when their parent dies, until cancelled."""
+        scan_s = 0.0
         while True:
             if not self.guard.fence.leases:
                 self._occupied = anyio.Event()
                 await self._occupied.wait()
-            began_s = anyio.current_time()
-            await self.scan()
-            # Most children are born soon after a lease has begun.
+            now_s = anyio.current_time()
+            if now_s >= scan_s:
+                scan_s = now_s + max(SCAN_S, SCAN_SHARE * await self.scan())
+            looked_s = await self._found(self.guard.runs.look())
             youngest_ms = max((lease.began_ms for lease in self.guard.fence.leases.values()), default=0)
-            pause_s = YOUNG_S if boottime_s() - youngest_ms / 1000 < YOUNG_FOR_S else FOLLOW_S
-            await anyio.sleep(max(pause_s, SCAN_SHARE * (anyio.current_time() - began_s)))
+            pause_s = YOUNG_S if boottime_s() - youngest_ms / 1000 < YOUNG_FOR_S else LOOK_S
+            await anyio.sleep(max(pause_s, LOOK_SHARE * looked_s))
 
-    async def scan(self) -> None:
-        """Look for new members of the runs, and record them.
+    async def scan(self) -> float:
+        """Look for new members of the runs, and record them; return the CPU time that it took (in seconds).
 
         What cannot be looked at now is looked at again: a death is told by the kernel, never by an absence here.
         """
+        return await self._found(self.guard.runs.scan(self._card_pids))
+
+    async def _found(self, looking: Awaitable[float]) -> float:
         try:
-            await self.guard.runs.scan(self._card_pids)
+            took_s = await looking
         except (TimeoutError, OSError) as trouble:
             _log.warning("guard.scan_failed", message=f"the processes could not be listed: {trouble}")
-            return
+            return 0.0
         self._note_members()
+        return took_s
 
     def _note_members(self) -> None:
         """Record the processes that were found in the runs, for a daemon that comes after this one."""

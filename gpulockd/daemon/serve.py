@@ -50,6 +50,8 @@ from gpulockd.web.auth import Names, token_of
 from gpulockd.web.backend import Backend
 from gpulockd.web.feed import Feed
 from gpulockd.web.metrics import Metrics
+from gpulockd.web.taking_over import take_over
+from gpulockd.web.timed import TimedFile
 
 GOODBYE_S = 10.0
 
@@ -191,6 +193,7 @@ async def _serve_pool(
         names = Names(current.settings.web, host, port)
         current.tell(lambda _before, now: names.allow(now.web))
         app = application(routes.ROWS, backend, names)
+        await take_over(backend)
         try:
             async with anyio.create_task_group() as web:
                 sockets = doors.api or [*tcp, listening.bind_unix(plan.folders.api_socket)]
@@ -268,6 +271,7 @@ def _backend(
         reasons=lambda: (offered.trouble,) if offered.trouble else (),
         tasks=tasks,
         stopping=stopping,
+        timed=TimedFile(plan.folders.state, plan.pool),
         configuring=made.configuring,
         impact=made.impacts,
         replay=made.impacts.replay,

@@ -58,6 +58,7 @@ async def run(
             subscription = await Subscription.open(url, (keys.events_channel,), deadline_s=deadline_s, sharded=False)
             try:
                 if away:
+                    await ask(verbs.snapshot(keys, length=1))  # where a key is spoilt, one may subscribe all the same
                     _log.info("timer.store_back", message="the store answers again")
                 away, pause_s = False, RETRY_S
                 await _watch(subscription, keys, ask, pulse)

@@ -54,6 +54,7 @@ class mapped:
 _AWAY = (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError)
 _REFUSED = (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError)
 _NOT_NOW = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
+_SPOILT = "WRONGTYPE"
 _NOT_YOU = ("NOAUTH", "NOPERM", "WRONGPASS")
 
 
@@ -68,9 +69,14 @@ def _our_error(error: Exception, shown: str) -> GpuLockError | None:
 def _refusal(refused: Refused, shown: str) -> GpuLockError:
     if isinstance(refused, Unwelcome) or refused.code in _NOT_YOU:
         return ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL")
-    if refused.code in _NOT_NOW:
-        return StoreUnavailable(f"Redis at {shown} cannot be used: {refused}")
-    return GpuLockError(f"Redis at {shown} answered: {refused}")
+    return _answered(str(refused), shown)
+
+
+def _answered(text: str, shown: str) -> GpuLockError:
+    """A key that is not what it should be is waited for too: holders go on, and whoever mends it mends all."""
+    if text.startswith((*_NOT_NOW, _SPOILT)):
+        return StoreUnavailable(f"Redis at {shown} cannot be used: {text}{_cure(text)}")
+    return GpuLockError(f"Redis at {shown} answered: {text}{_cure(text)}")
 
 
 def _error_of_redis_py(error: Exception, shown: str) -> GpuLockError | None:
@@ -83,10 +89,7 @@ def _error_of_redis_py(error: Exception, shown: str) -> GpuLockError | None:
     if isinstance(error, broken.RedisClusterException):
         return StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {error}")
     if isinstance(error, broken.ResponseError):
-        text = str(error)
-        if text.startswith(_NOT_NOW):
-            return StoreUnavailable(f"Redis at {shown} cannot be used: {text}")
-        return GpuLockError(f"Redis at {shown} answered: {text}{_cure(text)}")
+        return _answered(str(error), shown)
     if isinstance(error, broken.RedisError):
         return StoreUnavailable(f"Redis at {shown} answered what cannot be read: {error}")
     if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
@@ -264,7 +267,7 @@ class BlockingStore:
     def _load(self, library: str) -> None:
         run: Any = self._client.execute_command
         try:
-            run("FUNCTION LOAD", library)
+            run("FUNCTION LOAD", "REPLACE", library)
         except broken.ResponseError as refused:
             check_loaded(refused, address.without_secret(self.url))
 

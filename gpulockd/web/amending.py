@@ -66,7 +66,7 @@ async def amend_lease(visit: Visit) -> Amended:
     check_owner(visit.caller, found.process.user if found.process else "")
     is_renewed = ttl_s is not None or body.renew
     if is_renewed:
-        _renew(visit, found, check_ttl(ttl_s) if ttl_s is not None else None)
+        await _renew(visit, found, check_ttl(ttl_s) if ttl_s is not None else None)
     if body.percent is not None or body.message is not None or is_renewed:
         found = await _noted(visit, found, body)
     if body.stop:
@@ -86,12 +86,15 @@ async def amend_lease(visit: Visit) -> Amended:
     )
 
 
-def _renew(visit: Visit, found: TicketRecord, ttl_s: float | None) -> None:
+async def _renew(visit: Visit, found: TicketRecord, ttl_s: float | None) -> None:
     held_here = visit.backend.holdings.get(found.id)
+    if held_here is None and found.id not in {lease.id for lease in (await visit.backend.look()).leases}:
+        raise _ended(found)
     if held_here is None or held_here.ends_in_s is None:
         detail = f"the lease {found.id} has no ttl: it lasts as long as its holder"
         raise refusal(409, "not_timed", detail, 'only a lease that was asked for with {"ttl": "10m"} is renewed')
-    held_here.renew(ttl_s)
+    if not await held_here.renew(ttl_s):
+        raise _ended(found)
 
 
 async def _noted(visit: Visit, found: TicketRecord, body: Amendment) -> TicketRecord:
@@ -130,4 +133,4 @@ async def _given_back(visit: Visit, found: TicketRecord) -> None:
 
 
 def _ended(found: TicketRecord) -> LeaseLost:
-    return LeaseLost(f"the lease {found.id} has ended", lease=found.id, token=found.token, reason="ended")
+    return LeaseLost(f"the lease {found.id} has just ended", lease=found.id, token=found.token, reason="ended")

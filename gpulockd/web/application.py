@@ -17,9 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gpulockd.errors import GpuLockError
-from gpulockd.web.auth import Fence, Names, caller_of, check_operator, check_writer
+from gpulockd.web.auth import Fence, Guesses, Names, caller_of, check_operator, check_writer, gave_wrong_token
 from gpulockd.web.backend import Backend
-from gpulockd.web.openapi import template
+from gpulockd.web.openapi import needed_of, template
 from gpulockd.web.problems import ProblemError, of_error, of_form, problem, refusal, response
 from gpulockd.web.refusing import refused_changes
 from gpulockd.web.same_line import same_line
@@ -41,8 +41,9 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
     by_path: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_path.setdefault(row.path, {})[row.method] = row
+    guesses = Guesses()
     made = Starlette(
-        routes=[Route(path, _endpoint(methods, backend), methods=list(methods)) for path, methods in by_path.items()],
+        routes=[Route(path, _endpoint(rows, backend, guesses), methods=list(rows)) for path, rows in by_path.items()],
         middleware=[Middleware(Timed, metrics=backend.metrics), Middleware(Fence, names=names)],
         exception_handlers={
             ProblemError: _on_problem,
@@ -56,11 +57,13 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
     return made
 
 
-def _endpoint(methods: dict[str, Row], backend: Backend) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(methods: dict[str, Row], backend: Backend, guesses: Guesses) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         row = methods["GET" if request.method == "HEAD" else request.method]
         web = backend.settings.web
         caller = caller_of(request, backend.token, backend.uid, web.writes)
+        if gave_wrong_token(request, caller):
+            await anyio.sleep(guesses.delay_s(anyio.current_time()))
         async with refused_changes(row, request, backend, caller):
             if row.access != "free":
                 check_writer(caller, await same_line(request) if caller.is_unknown else "")
@@ -99,13 +102,6 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _needed(kind: Any) -> list[str]:
-    """Return the fields that a body of this kind must have."""
-    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        return []
-    return [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
-
-
 def _decoded(body: bytes, kind: Any) -> Any:
     """Return the body as `kind`, whatever its Content-Type says.
 
@@ -114,7 +110,7 @@ def _decoded(body: bytes, kind: Any) -> Any:
     :raises ProblemError: 400 if it is not JSON or is missing, 422 if it is of another form
     """
     if not body.strip():
-        needed = _needed(kind)
+        needed = needed_of(kind)
         if needed:
             form = "{" + ", ".join(f'"{name}": …' for name in needed) + "}"
             raise refusal(400, "empty", "the body is empty", f"send {form}")

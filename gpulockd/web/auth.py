@@ -25,6 +25,7 @@ TOKEN_FILE = "api-token"
 LONGEST_HEAD = 16 * 1024
 LONGEST_TARGET = 8 * 1024
 OVERFLOW_UID = 65534
+FIRST_DELAY_S, LONGEST_DELAY_S, FORGOTTEN_S = 0.2, 1.0, 60.0
 WRITE_HINT = 'send the header "Authorization: Bearer $(gpulockd token)", or use the unix socket'
 
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -87,6 +88,26 @@ def token_of(state: str) -> str:
     if len(token) < 16:
         raise ConfigError(f"{path}: holds no token; delete it, and the next start makes one")
     return token
+
+
+class Guesses:
+    """How often wrong tokens have come lately. Each answer to one comes later than the one before, up to a second;
+    nobody else waits, so a right token is never slowed by another's wrong ones."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last_at = 0.0
+
+    def delay_s(self, now_s: float) -> float:
+        """One more has come; return how long its answer must wait (in seconds)."""
+        self._count = 1 if now_s - self._last_at > FORGOTTEN_S else self._count + 1
+        self._last_at = now_s
+        return min(LONGEST_DELAY_S, FIRST_DELAY_S * self._count)
+
+
+def gave_wrong_token(request: Request, caller: Caller) -> bool:
+    """Whether a token came, and not the right one."""
+    return caller.is_unknown and "authorization" in request.headers
 
 
 def caller_of(request: Request, token: str, uid: int, writes: str) -> Caller:

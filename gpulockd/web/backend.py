@@ -31,6 +31,7 @@ from gpulockd.web.metrics import Metrics
 from gpulockd.web.overseeing import Oversees
 from gpulockd.web.page.kept import Kept
 from gpulockd.web.standing import Standing
+from gpulockd.web.timed import TimedFile
 from gpulockd.web.together import Together
 
 T = TypeVar("T")
@@ -67,14 +68,26 @@ class Alerting(Protocol):
         """
 
 
+class LetsIn(Admits, Protocol):
+    """The guard of this host, for one request."""
+
+    stays: bool
+    """Whether what is held goes on when this object is closed: the next daemon takes it over."""
+
+
 class GivesBack(Protocol):
     """A lease that the daemon holds for a process, or for a time."""
 
     def give_back(self) -> None:
         """End it as its holder would."""
 
-    def renew(self, ttl_s: float | None) -> None:
-        """Let it go on for so long from now (in seconds), None: for as long as it was asked for."""
+    async def renew(self, ttl_s: float | None) -> bool:
+        """Let it go on for so long from now (in seconds), None: for as long as it was asked for.
+
+        False: it has just ended.
+
+        :raises StoreUnavailable: if the ledger or the daemon's own folder does not take it
+        """
 
     @property
     def ends_in_s(self) -> float | None:
@@ -94,7 +107,10 @@ class Backend:
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
     :param holdings: the leases that this daemon holds for processes, by id
+    :param timed: the leases for a time, as the next daemon will find them
     :param waiters: how many requests for a lease each user has open
+    :param staying: how many each user has that go on without a request
+    :param readers: how many streams of events each uid follows; None: everybody over TCP without the token
     :param configuring: reads and changes the configuration
     :param impact: compares before and after a change; `replay` says what a proposed one would have done
     :param rollouts: brings a change to the fleet in stages
@@ -116,11 +132,12 @@ class Backend:
     ask: Asks
     feed: Feed
     published: Callable[[], dict[str, Any]]
-    guard_for: Callable[[int, int, int], Admits | None]
+    guard_for: Callable[[int, int, int], LetsIn]
     limits_s: Callable[[Job], tuple[float, float, float]]
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup
     stopping: anyio.Event
+    timed: TimedFile
     configuring: Configures | None = None
     impact: Impacts | None = None
     replay: Replays | None = None
@@ -134,6 +151,8 @@ class Backend:
     pages: Kept = field(default_factory=Kept)
     forecast: Forecast = field(default_factory=Forecast)
     waiters: Counter[str] = field(default_factory=Counter)
+    staying: Counter[str] = field(default_factory=Counter)
+    readers: Counter[int | None] = field(default_factory=Counter)
     holdings: dict[str, GivesBack] = field(default_factory=dict)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)
     _picture: Snapshot | None = None

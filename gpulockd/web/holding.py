@@ -18,57 +18,29 @@ from gpulockd.client.keeper import Keeper
 from gpulockd.client.line import Line
 from gpulockd.client.session import Session
 from gpulockd.client.waiting import Waiting
-from gpulockd.clock import boottime_s
-from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
 from gpulockd.ledger.verbs import EndReason
 from gpulockd.web import wanting
 from gpulockd.web.auth import Caller
 from gpulockd.web.backend import Backend
 from gpulockd.web.placing import place_of
-from gpulockd.web.problems import of_error, refusal
-from gpulockd.web.streams import Stream, Write, as_line
-from gpulockd.web.table import Visit
+from gpulockd.web.streams import Write, as_line
+from gpulockd.web.term import Term, entered
+from gpulockd.web.timed import Timed
 
 PING_S = 5.0
 GATHER_S = 0.1
 RETRY_S = 0.25
 GOODBYE_S = 5.0
-MOST_WAITERS = 256
-"""How many leases one user may ask for at a time through the daemon; each costs a thread and three connections."""
-
-
-async def ask_lease(visit: Visit) -> Stream:
-    """Ask for gpus; the answer is one JSON object a line.
-
-    :raises ImpossibleRequest: if nothing can be asked for so
-    :raises ConfigError: if a duration cannot be read
-    :raises ProblemError: 429 if this user has too many such requests open
-    """
-    backend, caller = visit.backend, visit.caller
-    plan = wanting.plan_of(visit.body, backend.published(), caller)
-    who = caller.user
-    if backend.waiters[who] >= MOST_WAITERS:
-        detail = f"{backend.waiters[who]} requests of {who or 'TCP clients'} are open"
-        raise refusal(429, "too_many", detail, "end some of them, or use the Python client, which shares one session")
-
-    async def work(write: Write) -> None:
-        backend.waiters[who] += 1
-        try:
-            await Holding(backend, plan, caller).run(write)
-        finally:
-            backend.waiters[who] -= 1
-
-    return Stream(
-        work,
-        media_type="application/x-ndjson",
-        on_error=lambda error: as_line(wanting.FailedLine(problem=of_error(error))),
-    )
+"""How soon, and how long at most, what the store did not answer is asked again, and a goodbye may take (seconds)."""
 
 
 class Holding:
     """One request for a lease, from its place in the queue to the end of the lease."""
 
-    def __init__(self, backend: Backend, plan: wanting.Plan, caller: Caller) -> None:
+    def __init__(self, backend: Backend, plan: wanting.Plan, caller: Caller, *, ends_session: bool = True) -> None:
+        """:param ends_session: whether the session has nothing besides this, so that it ends with it"""
+        self._ends_session = ends_session
         self.backend = backend
         self.plan = plan
         self.caller = caller
@@ -85,14 +57,15 @@ class Holding:
         # The kernel's word for who will hold; a connection from afar stands for itself.
         known = caller.peer is not None and plan.process.started_ticks > 0
         pid, started = (plan.process.pid, plan.process.started_ticks) if known else (0, 0)
-        guard = backend.guard_for(pid, started, caller.peer.uid if caller.peer is not None else -1)
-        self.line = Line(self.session, self.keeper, guard)
         self.waiting: Waiting | None = None
         self._began_at = anyio.current_time()
         self._kept_by_another = False
         self._given_back = anyio.Event()
-        self._renewed = anyio.Event()
-        self._until_s = 0.0
+        uid = caller.peer.uid if caller.peer is not None else -1
+        self.guard = backend.guard_for(pid, started, uid)
+        self.line = Line(self.session, self.keeper, self.guard)
+        self._term = Term(self.line, backend.timed, plan.ttl_s, uid) if plan.ttl_s is not None else None
+        self._stays = plan.pid is not None or plan.ttl_s is not None
 
     async def run(self, write: Write) -> None:
         """Wait, tell the lease, and hold it as the plan says. Whatever ends this leaves nothing behind.
@@ -100,6 +73,7 @@ class Holding:
         :raises GpuLockError: if there will be no lease
         """
         pidfd = self._pidfd()
+        self.backend.staying[self.caller.user] += self._stays
         try:
             if not await self._wait(write):
                 return
@@ -109,6 +83,8 @@ class Holding:
             told = wanting.granted_line(
                 entry, backend.pool, backend.url, backend.api_socket, limits_s, trusted=self.caller.trusted
             )
+            if self._term is not None and not await self.renew(None):
+                raise LeaseLost("the lease has ended already", lease=entry.id, token=entry.token, reason="ended")
             # No await may stand between the bytes and letting go: who reads them may hang up at once.
             await write(as_line(told))
             if self.plan.session is not None:
@@ -118,8 +94,7 @@ class Holding:
                 backend.tasks.start_soon(self._hold_for_process, pidfd)
                 pidfd, self._kept_by_another = -1, True
                 return
-            elif self.plan.ttl_s is not None:
-                self.renew(self.plan.ttl_s)
+            elif self._term is not None:
                 backend.tasks.start_soon(self._hold_for_a_time)
                 self._kept_by_another = True
                 return
@@ -128,7 +103,7 @@ class Holding:
         finally:
             if pidfd >= 0:
                 close_descriptor(pidfd)
-            if (self.plan.pid is None and self.plan.ttl_s is None) or not self._kept_by_another:
+            if not (self._stays and self._kept_by_another):
                 # From afar nobody can tell what the user of a closed connection still does: its gpu settles.
                 await self._close("released" if self.caller.peer is not None else "left")
 
@@ -225,16 +200,42 @@ class Holding:
         """The owner of a lease that is held for a process gives it back: nobody else can."""
         self._given_back.set()
 
-    def renew(self, ttl_s: float | None) -> None:
-        """Let the lease go on for so long from now (in seconds), None: for as long as it was asked for."""
-        self._until_s = boottime_s() + (ttl_s or self.plan.ttl_s or 0.0)
-        self._renewed.set()
-        self._renewed = anyio.Event()
+    async def renew(self, ttl_s: float | None) -> bool:
+        """Let the lease go on for so long from now (in seconds), None: for as long as it was asked for.
+
+        False: it has just ended.
+
+        :raises StoreUnavailable: if the ledger or the daemon's own folder does not take it
+        """
+        assert self.waiting is not None
+        return self._term is not None and await self._term.renew(self.waiting.entry, ttl_s)
+
+    async def go_on(self, told: Timed) -> None:
+        """Take over a lease for a time from the daemon before, and hold it from now on.
+
+        :raises StoreUnavailable: if the store does not answer
+        """
+        assert self._term is not None
+        self.backend.staying[self.caller.user] += self._stays
+        self._term.go_on(told)
+        self.waiting = Waiting(self.line, self.plan.ask, self.plan.patience, id=told.id)
+        entry = self.waiting.entry
+        entered(told, entry)
+        self._kept_by_another = True
+        try:
+            await self._ready()
+        except GpuLockError:
+            await self._close("expired")
+            raise
+        if self.session.guarded and entry.state == "held" and not entry.lost.is_set():
+            self.guard.admit(entry, entry.token, tuple(gpu.key for gpu in entry.gpus))
+        self.backend.holdings[entry.id] = self
+        self.backend.tasks.start_soon(self._hold_for_a_time)
 
     @property
     def ends_in_s(self) -> float | None:
         """How long until its time is over (in seconds); None if it has none."""
-        return None if self.plan.ttl_s is None else max(0.0, self._until_s - boottime_s())
+        return None if self._term is None else self._term.ends_in_s
 
     async def _hold_for_process(self, pidfd: int) -> None:
         try:
@@ -243,12 +244,8 @@ class Holding:
             close_descriptor(pidfd)
 
     async def _hold_for_a_time(self) -> None:
-        await self._hold_until(self._time_is_over, "expired")
-
-    async def _time_is_over(self) -> None:
-        while (remaining_s := self.ends_in_s or 0.0) > 0:
-            with anyio.move_on_after(remaining_s):
-                await self._renewed.wait()
+        assert self._term is not None
+        await self._hold_until(self._term.over, "expired")
 
     async def _hold_until(self, over: Callable[[], Awaitable[None]], by_itself: EndReason) -> None:
         """Hold until `over` returns, or the lease is lost or given back. When the daemon stops, the session lives on
@@ -268,23 +265,29 @@ class Holding:
                 self._kept_by_another = False
                 tasks.cancel_scope.cancel()
         finally:
-            del self.backend.holdings[entry.id]
             if entry.lost.is_set() or self._given_back.is_set():
                 self._kept_by_another = False
             await self._close("released" if self._given_back.is_set() else by_itself)
+            del self.backend.holdings[entry.id]
 
     async def _close(self, reason: EndReason) -> None:
         """End what is left: the lease with `reason`, the session, the connections; or let go of them."""
+        self.backend.staying[self.caller.user] -= self._stays
         with anyio.move_on_after(GOODBYE_S, shield=True):
             entry = self.waiting.entry if self.waiting is not None else None
             if self._kept_by_another:
                 self.keeper.let_go()
+                self.guard.stays = self._term is not None
                 if self.waiting is not None:
                     self.waiting.let_go()
             else:
+                if entry is not None and self._term is not None:
+                    self._term.end(entry)
                 if entry is not None and entry.state in ("held", "member") and not entry.lost.is_set():
                     await self.line.end(entry, reason)
-                if self.keeper.started:
+                if not self._ends_session:
+                    self.keeper.let_go()
+                elif self.keeper.started:
                     await anyio.to_thread.run_sync(partial(self.keeper.stop, 1.0))
             await self.line.aclose()
 

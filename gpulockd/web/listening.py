@@ -1,7 +1,7 @@
 """The sockets, and uvicorn on them without its clock: an idle server wakes for nothing.
 
-Two of uvicorn's methods are overridden here and nowhere else: it takes no signals, for they are the daemon's, and its
-main loop waits instead of looking ten times a second.
+Three of uvicorn's methods are overridden here and nowhere else: it takes no signals, for they are the daemon's, its
+main loop waits instead of looking ten times a second, and it does not wait a minute for who promised to speak TLS.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ import anyio
 import anyio.abc
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gpulockd.errors import ConfigError
-from gpulockd.web.connection import Doors, protocol
+from gpulockd.web.connection import HEAD_WITHIN_S, Doors, protocol
 
 BACKLOG = 512
 GRACE_S = 3
 KEEP_ALIVE_S = 30
 UNANSWERED_MS = 20_000
 """How long a TCP peer may leave our bytes unconfirmed before it counts as gone (in ms)."""
+
+MOST_SHAKING_HANDS = 300
+"""How many connections may be about to begin TLS; they are no user's yet, so nothing else counts them."""
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -124,6 +128,34 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Signals are the daemon's."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does; who connects to a TLS port has to shake hands soon, and few may be about to."""
+        context = self.config.ssl
+        if context is None or sockets is None:
+            await super().startup(sockets)
+            return
+        loop = asyncio.get_running_loop()
+        shaking: list[tuple[float, HttpToolsProtocol]] = []
+
+        def connected() -> asyncio.Protocol:
+            # Nobody says when a handshake fails; none lasts longer than this.
+            begun_s = loop.time() - HEAD_WITHIN_S
+            shaking[:] = [(at, one) for at, one in shaking if at > begun_s and one.transport is None]
+            if len(shaking) >= MOST_SHAKING_HANDS:
+                raise ConnectionRefusedError  # asyncio drops the connection
+            made: HttpToolsProtocol = self.config.http_protocol_class(  # type: ignore[assignment, call-arg]
+                config=self.config, server_state=self.server_state, app_state={}
+            )
+            shaking.append((loop.time(), made))
+            return made
+
+        serve = loop.create_server
+        self.servers = [
+            await serve(connected, sock=one, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=HEAD_WITHIN_S)
+            for one in sockets
+        ]
+        self.started = True
 
     async def main_loop(self) -> None:
         """Wait for the end; nothing is due in between, for neither a date header nor a request limit is used."""

@@ -46,6 +46,13 @@ def document(rows: Iterable[Row], version: str, *, needs_token: bool = True) -> 
     }
 
 
+def needed_of(kind: Any) -> list[str]:
+    """Return the fields that a body of this kind must have; an empty body will do where there are none."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return []
+    return [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
+
+
 def template(path: str) -> str:
     """Return a route's path as the document and the metrics name it: `{id:path}` is only how it is matched."""
     return _PARAMETER.sub(r"{\1}", path)
@@ -85,7 +92,7 @@ def _operation(row: Row, needs_token: bool) -> dict[str, Any]:
         found["parameters"] = parameters
     if row.request is not None:
         found["requestBody"] = {
-            "required": True,
+            "required": bool(needed_of(row.request)),
             "content": {"application/json": {"schema": _schema(row.form or row.request)}},
         }
     if row.access != "free" and needs_token:

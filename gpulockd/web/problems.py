@@ -14,6 +14,7 @@ from gpulockd.config.staged import NotNow
 from gpulockd.errors import (
     ConfigConflict,
     ConfigError,
+    EndedOutside,
     GpuLockError,
     GpuLockTimeout,
     ImpossibleRequest,
@@ -76,6 +77,7 @@ class CannotHold(ImpossibleRequest):
 _OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
     (StoreUnavailable, 503, "store", "the daemon tries again by itself; ask again in a moment"),
     (ImpossibleRequest, 422, "impossible", "GET /api/v1/gpus lists what there is"),
+    (EndedOutside, 409, "ended", "ask again, with a new ticket"),
     (WouldDeadlock, 409, "would_deadlock", "ask for all GPUs in one call"),
     (LeaseLost, 410, "lost", "stop using the GPU and ask again"),
     (UnknownRevision, 404, "not_found", "GET /api/v1/config/history lists them; the last 1,000 are kept"),

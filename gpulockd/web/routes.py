@@ -7,8 +7,8 @@ from typing import Any
 from gpulockd.web import (
     alerts,
     amending,
+    asking,
     config_routes,
-    holding,
     monitoring_routes,
     reading,
     steering,
@@ -69,7 +69,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         method="POST",
         path="/api/v1/leases",
-        handler=holding.ask_lease,
+        handler=asking.ask_lease,
         request=wanting.LeaseWish,
         answer=wanting.Line,
         access="writer",

@@ -32,6 +32,11 @@ once must not keep the daemon from everything else until the last one has it."""
 
 MOST_SPREAD_S = 0.1
 
+MOST_READERS_OVER_TCP = 1000
+MOST_READERS_OF_ONE_USER = 200
+"""How many may follow the events who are nobody the daemon knows: some connections stay free for short requests. The
+daemon's own user, root and who has the token may all."""
+
 Write = Callable[[bytes], Awaitable[None]]
 
 
@@ -105,9 +110,10 @@ async def events(visit: Visit) -> Stream:
 
     With `follow=0` only those that there are. What the store has no more is told as an event `dropped`.
 
-    :raises ProblemError: 422 if neither can be read
+    :raises ProblemError: 422 if neither can be read, 503 if too many follow them
     """
     backend = visit.backend
+    who = visit.caller.peer.uid if visit.caller.peer is not None else None
     last = visit.request.headers.get("last-event-id")
     since = visit.request.query_params.get("since")
     if last is not None:
@@ -118,7 +124,23 @@ async def events(visit: Visit) -> Stream:
         seen = backend.feed.last
     until = backend.feed.last if visit.number("follow", 1, 1) == 0 else None
 
+    most = MOST_READERS_OVER_TCP if who is None else MOST_READERS_OF_ONE_USER
+    if not visit.caller.trusted and backend.readers[who] >= most:
+        whose = "over TCP" if who is None else f"of uid {who}"
+        hint = "read them with ?since=…&follow=0 now and then, or let one reader tell the others"
+        detail = f"{backend.readers[who]} streams of events {whose} are open"
+        raise refusal(503, "too_many", detail, hint, headers={"retry-after": "30"})
+
     async def work(write: Write) -> None:
+        if visit.caller.trusted:
+            return await tell(write)
+        backend.readers[who] += 1
+        try:
+            await tell(write)
+        finally:
+            backend.readers[who] -= 1
+
+    async def tell(write: Write) -> None:
         await write(f"retry: {round(RETRY_S * 1000)}\n\n".encode())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_set, backend.stopping, tasks.cancel_scope)

@@ -17,7 +17,7 @@ from gpulockd.errors import ConfigError
 from gpulockd.ledger.address import without_secret
 from gpulockd.model import Process
 from gpulockd.settings import GpuLockBlock, Tree
-from gpulockd.units import parse_duration_s
+from gpulockd.units import clean, parse_duration_s
 from gpulockd.web.auth import Caller
 from gpulockd.web.problems import CannotHold, Problem
 from gpulockd.web.views import ExpectedView
@@ -25,6 +25,8 @@ from gpulockd.web.views import ExpectedView
 Duration = float | str
 SHORTEST_TTL_S = 0.05
 LONGEST_TTL_S = 7 * 86_400.0
+HIGHEST_PID = 2**22
+_NAME = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-.@+$:\\")
 _ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 
 
@@ -181,10 +183,15 @@ def _in_force(wish: LeaseWish, published: Tree, task: str) -> GpuLockBlock:
 
 
 def process_of(wish: LeaseWish, caller: Caller) -> Process:
-    """Return whom the ledger shall name as holder: pid and user are the kernel's words wherever it has some."""
+    """Return whom the ledger shall name as holder: pid and user are the kernel's words wherever it has some.
+
+    :raises ConfigError: if what it says of itself cannot be shown, or is none
+    """
     said = wish.process
-    program = said.program if said is not None else ""
+    program = clean(said.program) if said is not None else ""
     host = said.host if said is not None else ""
+    if said is not None:
+        _check_said(said)
     if caller.peer is None:
         pid, user = (said.pid, said.user) if said is not None else (0, "")
     else:
@@ -200,6 +207,14 @@ def process_of(wish: LeaseWish, caller: Caller) -> Process:
         program=program[:200],
         started_ticks=started_ticks(pid) if pid > 0 and caller.peer is not None else 0,
     )
+
+
+def _check_said(said: Process) -> None:
+    if not 0 <= said.pid <= HIGHEST_PID:
+        raise ConfigError(f"process.pid: {said.pid} is no pid; say the process's own, or 0")
+    for name, text, most in (("host", said.host, 255), ("user", said.user, 64)):
+        if len(text) > most or not _NAME.issuperset(text):
+            raise ConfigError(f"process.{name}: {text[:60]!r} is no name of a {name}; use letters, digits and '._-'")
 
 
 def check_pid(pid: int, caller: Caller, api_socket: str) -> int:

@@ -91,7 +91,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number=9,
         fault="holder calls exec",
-        promise="the same process: no false death",
+        promise="the same process: it holds as long as it lives",
         tests=("faults/test_processes.py::test_a_program_that_becomes_another_still_holds",),
     ),
     Row(
@@ -213,7 +213,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number=26,
         fault="another version's functions in the store",
-        promise="refused by name, or renewed by the daemon",
+        promise="replaced by the true one; versions live side by side",
         tests=("faults/test_store.py::test_a_foreign_library_of_our_name_is_replaced",),
     ),
     Row(
@@ -228,13 +228,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         number=28,
         fault="a key of ours deleted, or of a wrong type",
-        promise="no loop of errors; the pool comes back",
+        promise="said; holders go on, never two; the pool comes back when the key is deleted",
         tests=("faults/test_store.py::test_a_spoilt_key_is_said_and_never_lets_two_in",),
     ),
     Row(
         number=29,
         fault="store out of memory",
-        promise="requests are refused clearly; releases and keepalives work",
+        promise="nothing is refused: requests, keepalives and releases may pass the limit; no half write",
         tests=("faults/test_store.py::test_a_full_store_still_takes_releases",),
     ),
     Row(
@@ -523,7 +523,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number=71,
         fault="daemon cut off from its store",
-        promise="holders go on, nobody new begins, limits still act",
+        promise="holders go on, nobody new begins; limits that passed act when the line is back",
         tests=("faults/test_lines.py::test_a_daemon_that_is_cut_off_lets_nobody_new_in",),
     ),
     Row(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 import redis
 
@@ -17,7 +17,7 @@ from tests.daemons import Daemon, running_daemon
 from tests.pools import snapshot
 from tests.servers import Server, valkey_binary
 from tests.states import until
-from tests.system.history import token_breaks, troubles
+from tests.system.history import Note, token_breaks
 from tests.system.workers_started import BRISK, Crew, Started
 
 CONFIG: dict[str, Any] = {
@@ -29,7 +29,7 @@ LONG_S = 3 * BRISK.ttl
 
 
 @contextlib.contextmanager
-def own_store(**env: str) -> Iterator[Server]:
+def own_store() -> Iterator[Server]:
     """A Valkey that may be stopped, filled and emptied."""
     binary = valkey_binary()
     if binary is None:
@@ -39,12 +39,22 @@ def own_store(**env: str) -> Iterator[Server]:
 
 
 class Scene:
-    """One card (the second is drained by nobody's asking for it), a daemon, and who wants the card."""
+    """One card, a daemon, and who wants the card."""
 
     def __init__(self, server: Server, daemon: Daemon, crew: Crew) -> None:
         self.server = server
         self.daemon = daemon
         self.crew = crew
+        self._noted_before = 0
+
+    def begin(self) -> None:
+        """From now on what is noted counts: the same scene serves several tests."""
+        assert not self.picture.leases, "the test before has left something"
+        self._noted_before = len(self.crew.notes())
+
+    def notes(self, *kinds: str) -> list[Note]:
+        """What was noted since, of these kinds."""
+        return [note for note in self.crew.notes()[self._noted_before :] if not kinds or note.what in kinds]
 
     @property
     def picture(self) -> Snapshot:
@@ -60,8 +70,8 @@ class Scene:
         return f"gpulockd:{{{self.daemon.pool}}}:{name}"
 
     async def workers(self, *names: str) -> list[Started]:
-        """Start workers that obey."""
-        started = self.crew.start("obey", *names)
+        """Start workers that obey; in the diaries each has a number behind its name."""
+        started = self.crew.start("obey", *(f"{name}-{len(self.crew.workers) + n}" for n, name in enumerate(names)))
         for worker in started:
             await noted(worker, "ready")
         return started
@@ -72,12 +82,13 @@ class Scene:
         worker.tell("ask", key)
         await until(lambda: self.picture.queued > before)
 
-    def assert_clean(self, *lost: Started) -> None:
-        """Nobody met another, tokens grew, and nobody lost anything."""
-        notes = self.crew.notes()
-        assert not troubles(notes)
-        assert not token_breaks(notes)
-        assert not [note for note in notes if note.what == "lost"]
+    async def ends(self, worker: Started, key: str = "0") -> None:
+        """Let the last one leave; nobody met another, tokens grew, and nobody was refused or lost anything."""
+        worker.tell("leave", key)
+        await noted(worker, "left", key)
+        assert not self.notes("OVERLAP", "refused", "lost", "stopped")
+        assert not token_breaks(self.notes())
+        await until(lambda: not self.picture.leases)
 
 
 async def noted(worker: Started, what: str, key: str = "0", within_s: float = 30.0) -> Any:
@@ -127,6 +138,12 @@ async def scene(
             yield Scene(server, daemon, crew)
 
 
-async def passes(for_s: float) -> None:
-    """Let this time pass: the time itself is what happens."""
-    await anyio.sleep(for_s)
+@contextlib.contextmanager
+def standing(made: contextlib.AbstractAsyncContextManager[Scene]) -> Iterator[Scene]:
+    """A scene for the tests of a module, each of which runs in a loop of its own."""
+    with asyncio.Runner() as runner:
+        here = runner.run(made.__aenter__())
+        try:
+            yield here
+        finally:
+            runner.run(made.__aexit__(None, None, None))

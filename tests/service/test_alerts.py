@@ -366,6 +366,7 @@ async def test_a_daemon_that_says_goodbye_is_not_down(valkey_server: Server, poo
         async with other.running(configured()) as leaving:
             await until(lambda: _marked(valkey_server, other_pool))
             await leaving.sign_off()
+            await leaving.look()  # the last one of those under way
         await other.die()
         async with own.running(configured(web=web)) as service:
             for _ in range(3):

@@ -45,7 +45,11 @@ def store(valkey_server: Server) -> Iterator[BlockingStore]:
 
 def test_a_storm_that_is_over_does_not_fill_the_screen(store: BlockingStore, valkey_server: Server) -> None:
     """The last few, and how many more there are."""
-    env: dict[str, Any] = {"GPULOCKD_SOCKET": "/nowhere/api.sock", "GPULOCKD_REDIS_URL": valkey_server.url, "GPULOCKD_POOL": "p"}
+    env: dict[str, Any] = {
+        "GPULOCKD_SOCKET": "/nowhere/api.sock",
+        "GPULOCKD_REDIS_URL": valkey_server.url,
+        "GPULOCKD_POOL": "p",
+    }
     lines = call(None, "alerts", **env).stdout.splitlines()
     assert lines[0] == "no alerts" and lines[-1] == "… and 7 more (--all)"
     assert [line.split(":")[-1].split()[0] for line in lines[1:6]] == [f"RULE_{n:02}" for n in (11, 10, 9, 8, 7)]

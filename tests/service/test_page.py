@@ -42,7 +42,7 @@ async def test_the_page_needs_nothing_from_elsewhere_and_no_exception(daemon: Da
     assert "<style" not in text
     assert re.findall(r"<script(?![^>]* src=)", text) == []
     sources = re.findall(r'(?:src|href)="([^"#]+)"', text)
-    assert sources and all(re.fullmatch(r"/(static/[\w.]+\?v=[0-9a-f]{16}|api/v1/[\w.]+)", one) for one in sources)
+    assert sources and all(re.fullmatch(r"/(static/[\w.]+\?v=[0-9a-f]{16}|api/v1/[\w.]+)?", one) for one in sources)
     assert set(re.findall(r"/static/([\w.]+)", text)) == set(FILES)
 
 
@@ -68,6 +68,9 @@ async def test_parts_come_alone_for_a_page_that_is_open(daemon: Daemon) -> None:
     assert re.findall(r'<section id="part-(\w+)"', found) == ["queue", "head"]
     whole = (await daemon.get("/")).body.decode()
     assert re.findall(r'<section id="part-(\w+)"', whole) == list(MAKERS)
+    assert "last 20 min" in (await daemon.get("/?parts=timeline&span=20")).body.decode()
+    for wrong in ("7", "20.", "", "-10"):
+        assert (await daemon.get(f"/?span={wrong}")).status == 422
     for wrong in ("nowhere", "", "queue,", "queue,%3Cscript%3E"):
         answer = await daemon.get(f"/?parts={wrong}")
         assert (answer.status, answer.json["kind"]) == (422, "invalid")
@@ -88,6 +91,21 @@ async def test_what_programs_say_of_themselves_is_escaped_everywhere(daemon: Dae
         section = text[text.index(f'id="part-{part}"') :].split("</section>")[0]
         assert name in html.unescape(section), part
     assert "<script>" not in text and "<svg onload" not in text and text.count("</title>") == text.count("<title>")
+    await waiting.aclose()
+    await holding.aclose()
+
+
+async def test_no_character_hides_or_turns_the_text_beside_it(daemon: Daemon) -> None:
+    """A name with a right-to-left override could make another line of the page say the opposite."""
+    name = "a\x1b[31mred\u202ednuora\u2066x\x07"
+    holding = await daemon.open("POST", "/api/v1/leases", {"task": name, "task_id": f"id {name}", "gpus": [0]})
+    await holding.until("granted")
+    waiting = await daemon.open("POST", "/api/v1/leases", {"task": name, "gpus": [0]})
+    await waiting.until("waiting")
+    await daemon.ask("POST", "/api/v1/config", {"set": {"gpu_lock": {"max_wait_time": 98}}, "reason": "plain"})
+    text = (await daemon.get("/")).body.decode()
+    assert text.count("dnuora") > 4
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text)
     await waiting.aclose()
     await holding.aclose()
 

@@ -291,14 +291,14 @@ async def test_a_lease_is_held_by_its_connection(daemon: Daemon) -> None:
     await eventually(lambda: _held_by(daemon))
 
 
-async def test_the_end_of_a_lease_over_tcp_is_a_loss(daemon: Daemon) -> None:
-    """Nobody can see whether the far process has really left the card, so a guarded gpu settles."""
+async def test_a_gpu_settles_after_a_lease_over_tcp(daemon: Daemon) -> None:
+    """Nobody can see whether the far process has really left the card; that it hangs up is nobody's death."""
     holding = await daemon.open("POST", "/api/v1/leases", {"task": "far"}, tcp=True, headers=_bearer(daemon))
     await holding.until("granted")
     await holding.aclose()
     await eventually(lambda: _held_by(daemon))
     counters = (await daemon.get("/api/v1/pools")).json["pools"][0]["counters"]
-    assert (counters.get("lock_expired"), counters.get("lock_released")) == (1, None)
+    assert (counters.get("lock_expired"), counters.get("lock_released"), counters.get("gpu_settling")) == (None, 1, 1)
 
 
 async def test_places_are_told_as_they_change(daemon: Daemon) -> None:

@@ -252,6 +252,11 @@ def test_check_names_the_place_and_needs_no_daemon(tmp_path: Path) -> None:
     bad.write_text(bad.read_text() + "notify: {webhooks: {a: {url: 'ftp://x'}}}\nalerts:\n  - {name: X}\n")
     lines = refused(None, 2, "check", str(bad)).splitlines()
     assert [line.split(":")[2:4] for line in lines[:3]] == [["3", "3"], ["6", "5"], ["4", "25"]], lines
+    certificate, key = tmp_path / "tls.pem", tmp_path / "tls.key"
+    for file in (certificate, key):
+        file.touch(mode=0o644)
+    bad.write_text(f"web: {{tls: {{certificate: {certificate}, key: {key}}}}}\n")
+    assert f"others may read {key}; run: chmod 600" in refused(None, 2, "check", str(bad))
     bad.write_text("- a\n")
     assert "not a list" in refused(None, 2, "check", str(bad))
     assert ok(None, "check", str(ROOT / "config.yml")).startswith(str(ROOT / "config.yml"))

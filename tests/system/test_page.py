@@ -123,6 +123,11 @@ class Tab:
         """Wait until the page says that no more."""
         playwright.expect(self.page.locator(selector)).not_to_contain_text(text, timeout=SEEN_MS)
 
+    def has_focus(self, selector: str) -> None:
+        """Wait until the focus is on that, or in it."""
+        inside = f"{selector}:is(:focus, :focus-within)"
+        playwright.expect(self.page.locator(inside)).to_have_count(1, timeout=SEEN_MS)
+
     def push(self, within: str, name: str) -> None:
         """Push a button that asks first."""
         self.page.locator(within).get_by_role("button", name=name).first.click(timeout=SEEN_MS)
@@ -165,7 +170,8 @@ def test_a_grant_shows_at_once_by_the_stream_alone(browser: Any, lit: Stage) -> 
             seen.sees("#part-events", "GPU 0 → ocr-live")
             with lit.waiting("next-in-line", gpus=[0]):
                 seen.sees("#part-queue", "next-in-line")
-                seen.sees("#part-queue .why", "GPU 0 held by ocr-live")
+                seen.sees("#part-queue .why", "GPU 0 held by ocr-live for ")
+                seen.sees("#part-queue .why [data-up]", re.compile(r"\d s$"))
         seen.sees("#gpu-0 .state", "○ free")
         seen.misses("#part-queue", "next-in-line")
         assert seen.complaints == []
@@ -202,6 +208,7 @@ def test_drain_rollback_and_acknowledge_by_button(browser: Any, lit: Stage) -> N
         seen.push("#gpu-0", "drain")
         seen.confirm("drain")
         seen.sees("#gpu-0 .state", "drained")
+        seen.has_focus("#gpu-0-steer")
         seen.push("#gpu-0", "resume")
         seen.confirm("resume")
         seen.sees("#gpu-0 .state", "free")
@@ -213,14 +220,18 @@ def test_drain_rollback_and_acknowledge_by_button(browser: Any, lit: Stage) -> N
         seen.push("#part-changes", "roll back to #0")
         seen.confirm("roll back to #0")
         seen.sees("#said", "revision 0 is in force again")
+        seen.sees("#said", "● store: well")
+        seen.has_focus("#part-changes")
         settings = lit.ask("GET", "/api/v1/config").json["settings"]
         assert settings["gpu_lock"]["max_wait_time"] == 1800
         seen.sees("#part-changes h2", "#2")
 
+        seen.sees("#part-alerts strong", "CROWDED")
         seen.sees("#part-alerts", "队列过长")
         seen.push("#part-alerts", "acknowledge")
         seen.confirm("acknowledge")
         seen.sees("#part-alerts", "acknowledged by the API token")
+        seen.has_focus("#part-alerts li")
         assert seen.complaints == []
 
 
@@ -291,6 +302,81 @@ def test_the_keyboard_reaches_every_button_and_a_question_can_be_left(browser: A
         seen.page.keyboard.press("Escape")
         playwright.expect(seen.page.locator("#ask")).to_be_hidden(timeout=SEEN_MS)
         assert lit.tasks() == ["by-keyboard"]
+
+
+def test_a_token_and_its_deed_by_keyboard_alone(browser: Any, lit: Stage) -> None:
+    """Whoever types the token and presses Enter has said yes, and goes on from where he was."""
+    with tab(browser, lit) as seen, lit.held("typed-away", gpus=[1]):
+        seen.sees("#gpu-1 .job", "typed-away")
+        seen.page.locator("#gpu-1").get_by_role("button", name="release").focus()
+        seen.page.keyboard.press("Enter")
+        seen.page.keyboard.press("Tab")
+        seen.page.keyboard.press("Enter")
+        seen.has_focus("#token-text")
+        seen.page.keyboard.press("Enter")
+        assert seen.page.locator("#token").is_visible()
+        seen.page.keyboard.type(lit.daemon.token)
+        seen.page.keyboard.press("Enter")
+        seen.sees("#gpu-1 .state", "free")
+        seen.has_focus("#gpu-1")
+        assert seen.complaints == []
+
+
+def test_a_token_that_is_not_given_changes_nothing_and_says_so(browser: Any, lit: Stage) -> None:
+    """Silence after a yes would be taken for success."""
+    with tab(browser, lit) as seen:
+        seen.push("#gpu-1", "drain")
+        seen.confirm("drain")
+        seen.page.locator("#token").get_by_role("button", name="Cancel").click(timeout=SEEN_MS)
+        seen.sees("#said", "nothing was done")
+        seen.has_focus("#gpu-1-steer")
+        seen.sees("#gpu-1 .state", "free")
+
+
+def test_the_reader_chooses_how_much_time_the_timeline_shows(browser: Any, lit: Stage) -> None:
+    """What happened half an hour ago is a question too, with scripts and without."""
+    for scripts in (False, True):
+        with tab(browser, lit, java_script_enabled=scripts) as seen:
+            seen.page.get_by_role("link", name="30 min").click()
+            seen.sees("#part-timeline h2", "last 30 min")
+            seen.sees("#part-timeline [aria-current]", "30 min")
+        assert any("&span=30" in url for url in seen.fetched) is scripts
+
+
+def test_on_a_phone_trouble_comes_first_and_a_thumb_hits_everything(browser: Any, lit: Stage) -> None:
+    """Who is woken at night has a phone in the hand."""
+    with tab(browser, lit, PHONE) as seen, lit.held("in-hand", gpus=[0]), lit.waiting("in-line", gpus=[0]):
+        seen.sees("#gpu-0 .job", "in-hand")
+        seen.sees("#part-queue .why [data-up]", re.compile(r"^([2-9]\.\d|\d\d) s$"))
+        parts = ("alerts", "cards", "queue", "timeline", "waits", "changes", "events", "performance")
+        tops = [seen.page.locator(f"#part-{name}").bounding_box()["y"] for name in parts]
+        assert tops == sorted(tops)
+        small = "a:not(.skip):visible, button:visible, summary:visible"
+        assert [one.text_content() for one in seen.page.locator(small).all() if one.bounding_box()["height"] < 40] == []
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_a_huge_list_of_settings_stays_folded(browser: Any, lit: Stage, size: tuple[int, int]) -> None:
+    """Under two hundred rules nobody would find who holds the GPU."""
+    rules = [RULES[0] | {"name": f"RULE_{n}"} for n in range(190)]
+    assert lit.ask("POST", "/api/v1/config", {"set": {"alerts": rules}}).status == 200
+    try:
+        with tab(browser, lit, size) as seen:
+            seen.sees("#part-changes > .diff .new summary", "190 entries")
+            assert seen.page.locator("#part-changes").bounding_box()["height"] < 1500
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+            seen.page.locator("#part-changes > .diff .new summary").click()
+            seen.sees("#part-changes > .diff .new .whole", "RULE_7")
+            assert seen.page.locator("#part-changes").bounding_box()["height"] < 2000
+            seen.page.locator("#settings > summary").click()
+            lines = (
+                "one => one.getClientRects().length && one.offsetHeight / parseFloat(getComputedStyle(one).lineHeight)"
+            )
+            names = seen.page.locator("#settings th[scope=row]")
+            assert max(name.evaluate(lines) for name in names.all()[:40]) < 5
+    finally:
+        rolled = {"to": 0, "all": True, "reason": "as it was"}
+        assert lit.ask("POST", "/api/v1/config/rollback", rolled).status == 200
 
 
 def test_the_theme_is_chosen_and_kept(browser: Any, lit: Stage) -> None:

@@ -252,6 +252,9 @@ async def test_on_one_host_the_share_is_of_its_worker_sessions() -> None:
             await found.ask("POST", "/rollout", {"set": BAD, "unvalidated": True})
             started = await found.rollout()
             assert (started["unit"], started["pools"]) == ("sessions", ["only"])
+            if started["phase"] == "holding":
+                assert (started["sessions_in"], started["sessions"]) == (1, 10)
+                assert "1 of 10 worker sessions of only" in started["text"]
             back = await found.until("returned")
             assert back["attempts"] >= 10
             assert len({event["session"] for event in found.timed_out("only")}) == 1, "one program of ten has tried it"

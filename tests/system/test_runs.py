@@ -557,9 +557,32 @@ async def test_a_member_that_is_younger_than_the_table_stays() -> None:
             return []
 
         with ExitStack() as stack:
-            table = await runs.scan(cards)
-            assert late[0].pid not in table
+            await runs.scan(cards)  # asks the cards after it has taken the table
             assert runs.members("lease") == {started.myself, late[0]}
+
+
+async def test_a_look_at_the_members_finds_their_descendants() -> None:
+    """It is cheap enough for several a second, so a child is known soon, also on a host with very many processes."""
+    with program("""
+        def shell():
+            os.setsid()
+            say(child(rest))
+            rest()
+        say(child(shell))
+        rest()
+    """) as started:
+        holder = started.myself
+        members = {holder, started.process(), started.process()}
+        with program("say(child(rest)); rest()") as stranger, Runs() as runs:
+            runs.hold("lease", holder)
+            assert stranger.process() not in members
+            await runs.look()
+            assert runs.members("lease") == members
+            started.popen.kill()
+            started.popen.wait(30)
+            await until(lambda: holder not in runs.members("lease"))
+            await runs.look()
+            assert runs.members("lease") == members - {holder}
 
 
 async def test_following_finds_children_without_being_asked() -> None:

@@ -22,11 +22,12 @@ from gpulockd.alerting.judging import (
     judge,
     overall_status,
 )
-from gpulockd.alerting.messages import MOST_LINES, Notice, clean, message_of, notice_of
+from gpulockd.alerting.messages import MOST_LINES, Notice, message_of, notice_of
 from gpulockd.alerting.rules import Rule, rule
 from gpulockd.daemon.neighbouring import DaemonMark, around
 from gpulockd.ledger.tally import Tally
 from gpulockd.model import Gpu, GpuRecord, Snapshot
+from gpulockd.units import clean
 
 PATIENCE = Patience(resolve_after_s=60, escalate_after_s=900, keep_s=3600)
 HIGH = rule("HIGH", "queue_length > 5", "warning", "too many wait", 10.0)

@@ -1,4 +1,4 @@
-"""What the pages about HTTP and about moving from another lock tell to type, typed: each block of each page, in its order.
+"""What the pages about HTTP and about moving from another lock tell to type, typed: each block of a page, in order.
 
 A page is a story: its Python blocks share one program, its shell blocks one folder. Whatever a block calls that is the
 reader's own (`train`, `do_gpu_work`) is given here.

@@ -19,8 +19,10 @@ from gpulockd.events import (
     WaitAbandoned,
 )
 from gpulockd.ledger.distribution import Distribution
+from gpulockd.ledger.forecast import Holds
 from gpulockd.ledger.tally import Tally
 from gpulockd.model import Gpu, GpuRecord, GpuState, Job, Process, Snapshot, TicketRecord, Wants
+from gpulockd.settings.alerting import RULES
 from gpulockd.web.page import cards, changes, performance, queue, sparks, status, timeline, waits, words
 
 NOW_MS = 1_800_000_000_000
@@ -84,10 +86,15 @@ def pool(
     )
 
 
+def times(holds: Holds | None = None, ends_ms: dict[str, int] | None = None) -> cards.Times:
+    """What tells when holds end."""
+    return cards.Times(holds=holds or {}, limits=lambda _job: LIMITS, now_ms=NOW_MS, ends_ms=ends_ms or {})
+
+
 def holder_of(held_s: float, **more: Any) -> cards.Holder:
     """What the card of GPU 0 says of its holder."""
     snapshot = pool((gpu(0),), (lease("ocr", ("gpu_lock:0",), held_s, **more),))
-    (card,) = cards.cards(snapshot, {}, {}, lambda _job: LIMITS, NOW_MS)
+    (card,) = cards.cards(snapshot, {}, times())
     return card.holders[0]
 
 
@@ -125,8 +132,22 @@ def test_the_end_is_foretold_from_holds_of_the_same_task_or_not_at_all() -> None
     """A guess without grounds is worse than none."""
     snapshot = pool((gpu(0),), (lease("ocr", ("gpu_lock:0",), 10),))
     for holds, known in (({"ocr": (60_000, 70_000, 80_000)}, True), ({"other": (1, 2, 3)}, False)):
-        (card,) = cards.cards(snapshot, {}, holds, lambda _job: LIMITS, NOW_MS)
-        assert bool(card.holders[0].ends) is known
+        (card,) = cards.cards(snapshot, {}, times(holds))
+        assert card.holders[0].ends.startswith("ends ≈") is known
+
+
+def test_an_end_that_is_not_known_says_what_it_takes() -> None:
+    """ "Not known" alone looks like a fault."""
+    snapshot = pool((gpu(0),), (lease("ocr", ("gpu_lock:0",), 10),))
+
+    def ends(told: cards.Times) -> str:
+        return cards.cards(snapshot, {}, told)[0].holders[0].ends
+
+    assert ends(times()) == "end not known before 3 finished holds of this task (0 so far)"
+    assert ends(times({"ocr": (1, 2, 3)})) == "end not known: it lasts longer than any before"
+    assert ends(times(ends_ms={"id-ocr": 60_000})) == f"its time ends {words.clock(NOW_MS + 60_000)}"
+    line = queue.line(pool((gpu(0),), waiting=(ticket("a"),)), {}, NOW_MS, 60.0)
+    assert line.places[0].starts == "" and "3 finished holds" in line.unknown
 
 
 @pytest.mark.parametrize(
@@ -140,7 +161,7 @@ def test_the_end_is_foretold_from_holds_of_the_same_task_or_not_at_all() -> None
 )
 def test_a_card_offers_what_can_be_done_with_it(state: GpuState, word: str, steering: str) -> None:
     """A button that can only fail is a trap."""
-    (card,) = cards.cards(pool((gpu(0, state),)), {}, {}, lambda _job: LIMITS, NOW_MS)
+    (card,) = cards.cards(pool((gpu(0, state),)), {}, times())
     assert (card.state, card.steering) == (word, steering)
     assert card.glyph in "●▲■○"
 
@@ -151,7 +172,7 @@ def test_readings_become_four_tiles_with_their_lines() -> None:
         Reading(NOW_MS + n * 5000, used_mib=4096 * n, total_mib=16384, utilization=n / 4, power_w=100.0)
         for n in range(5)
     ]
-    (card,) = cards.cards(pool((gpu(0),)), {"GPU-0": readings}, {}, lambda _job: LIMITS, NOW_MS)
+    (card,) = cards.cards(pool((gpu(0),)), {"GPU-0": readings}, times())
     assert [(tile.name, tile.now) for tile in card.tiles] == [
         ("memory", "100 %"),
         ("utilisation", "100 %"),
@@ -178,7 +199,7 @@ def test_the_queue_says_why_not_now() -> None:
     )
     snapshot = pool((gpu(0), gpu(1, "drained")), (lease("ocr", both, 61),), waiting)
     found = queue.line(snapshot, {}, NOW_MS, 60.0)
-    assert [place.why for place in found.places] == [
+    assert ["; ".join(map(str, place.why)) for place in found.places] == [
         "GPU 0 held by ocr for 1:01",
         "behind 1 that want the same; GPU 0 held by ocr for 1:01",
         "GPU 1 kept free for it",
@@ -203,7 +224,7 @@ def test_the_timeline_has_each_hold_and_wait_at_its_time() -> None:
         event(WaitAbandoned, 100, waited_ms=10_000, reason="abandoned"),
     ]
     found = timeline.timeline(pool((gpu(0),), (lease("now", key, 150),)), events, NOW_MS)
-    assert found.span == "10 min"
+    assert found.span_min == 10
     first, alone = found.rows
     assert [(bar.x, bar.width, bar.lost) for bar in first.bars] == [
         (40.0, 10.0, False),
@@ -220,10 +241,35 @@ def test_a_timeline_that_would_be_too_full_shows_less_time() -> None:
     key = ("gpu_lock:0",)
     many = [event(LockReleased, 3000 - n * 5, gpus=key, held_ms=4000) for n in range(600)]
     found = timeline.timeline(pool((gpu(0),)), many, NOW_MS)
-    assert found.span == "10 min" and found.holds <= timeline.MOST_HOLDS
-    assert timeline.timeline(pool((gpu(0),)), many[:200], NOW_MS).span == "60 min"
+    assert found.span_min == 20 and found.holds <= timeline.MOST_HOLDS
+    assert timeline.timeline(pool((gpu(0),)), many[:200], NOW_MS).span_min == 60
     known = timeline.timeline(pool((gpu(0),)), many[:20], NOW_MS, reach_ms=NOW_MS - 700_000)
-    assert known.span == "10 min"
+    assert known.span_min == 10
+
+
+@pytest.mark.parametrize(("oldest_min", "shown"), [(1, 2), (9, 10), (11, 20), (25, 30), (45, 60), (90, 60)])
+def test_the_timeline_shows_as_much_time_as_there_is_to_see(oldest_min: int, shown: int) -> None:
+    """Bars in a sixth of the width cannot be read."""
+    key = ("gpu_lock:0",)
+    one = event(LockReleased, oldest_min * 60 - 30, gpus=key, held_ms=30_000)
+    found = timeline.timeline(pool((gpu(0),)), [one], NOW_MS)
+    assert (found.span_min, found.chosen) == (shown, False)
+
+
+def test_the_reader_chooses_how_much_time_is_shown_and_is_told_what_is_missing() -> None:
+    """An empty stretch of which nothing is known would look like rest."""
+    key = ("gpu_lock:0",)
+    many = [event(LockReleased, 600 - n, gpus=key, held_ms=900) for n in range(400)]
+    found = timeline.timeline(pool((gpu(0),)), many, NOW_MS, reach_ms=NOW_MS - 700_000, span_min=60)
+    assert (found.span_min, found.chosen, found.since_ms) == (60, True, NOW_MS - 700_000)
+    assert found.left_out == 400 - timeline.MOST_HOLDS
+
+
+def test_who_waits_for_any_gpu_is_named_beside_the_lines() -> None:
+    """A name that stands over its lines belongs to the row above."""
+    found = timeline.timeline(pool((gpu(0),), waiting=(ticket("a", waited_ms=5000),)), (), NOW_MS)
+    row = found.rows[-1]
+    assert row.name == "any GPU" and 0 <= row.name_y - (row.y + timeline.BAR_H + 4) <= timeline.LANES * timeline.LANE_H
 
 
 def test_who_shares_a_card_is_seen_beside_who_was_first() -> None:
@@ -257,6 +303,16 @@ def test_a_card_that_is_held_and_idle_is_told_of() -> None:
     assert nothing.advice == ("Nothing stands out.",)
 
 
+def test_idle_time_is_counted_while_the_card_was_held_only() -> None:
+    """A card that was held twice for a minute within an hour was not held for an hour."""
+    key = ("gpu_lock:0",)
+    ended = [event(LockReleased, 3000, gpus=key, held_ms=60_000), event(LockReleased, 100, gpus=key, held_ms=60_000)]
+    shared = event(LockReleased, 100, gpus=key, held_ms=30_000)
+    readings = [Reading(NOW_MS - n * 5000, utilization=0.0) for n in range(720, 0, -1)]
+    (card,) = performance.idle_cards(pool((gpu(0),)), [*ended, shared], {"GPU-0": readings})
+    assert card.held == "2:00"
+
+
 def test_timeouts_and_unusable_cards_come_with_advice() -> None:
     """A figure without a cure is half the work."""
     window = Tally(counts={"acquired": 15, "timed_out": 5})
@@ -280,13 +336,19 @@ def test_the_head_tells_running_idle_and_stalled_apart() -> None:
     assert status.status(None, (), 0.0, ()).troubles
 
 
+def test_nothing_is_better_or_worse_where_too_little_was_measured() -> None:
+    """A red arrow beside "too few attempts" sends somebody to roll back for nothing."""
+    found = changes.figures(Impact(impact_summary=Summary(busy_share_change="90% ↓"), revision=4))
+    assert {(one.change, one.mood) for one in found} == {("–", "")}
+
+
 def test_less_waiting_is_better_and_less_success_is_worse() -> None:
     """An arrow alone does not say whether to roll back."""
-    said = Summary(wait_p95_change="40% ↓", success_rate_change="3% ↓", holds_per_hour_change="0%")
+    said = Summary(wait_p95_change="40% ↓", success_rate_change="3% ↓", holds_per_hour_change="0%", enough_samples=True)
     before, after = Side(wait_p95=118.0), Side(wait_p95=71.0)
     found = changes.figures(Impact(before=before, after=after, impact_summary=said, revision=4))
     moods = {one.name: (one.before, one.after, one.mood) for one in found}
-    assert moods["wait p95"] == ("1 m 58 s", "1 m 11 s", "good")
+    assert moods["wait p95"] == ("1:58", "1:11", "good")
     assert moods["success"][2] == "bad" and moods["holds/h"][2] == ""
 
 
@@ -296,11 +358,11 @@ def test_events_are_told_in_words_with_a_mood() -> None:
     assert words.told(event(LockAcquired, 0, gpus=key, waited_ms=127_000)) == (
         "granted",
         "good",
-        "GPU 1 → ocr after 2 m 7 s",
+        "GPU 1 → ocr after 2:07",
     )
     assert (
         words.told(event(LockExpired, 0, gpus=key, held_ms=5000, reason="session_lost"))[2]
-        == "GPU 1 ocr (5 s): session lost"
+        == "GPU 1 ocr (5.0 s): session lost"
     )
     assert words.told(event(TimeoutWarned, 0, gpus=key, held_ms=300_000, reason="warning"))[2] == "GPU 1 ocr (5:00)"
     assert words.told(event(AlertRaised, 0, rule="R", level="warning", message="m", reason="r")) == (
@@ -312,8 +374,35 @@ def test_events_are_told_in_words_with_a_mood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (61, "1:01"), (3661, "1:01:01"), (100_000, "1 d 03 h")]
+    ("seconds", "text"),
+    [(0, "0 s"), (0.04, "0.04 s"), (1.86, "1.8 s"), (59.9, "59 s"), (61, "1:01"), (3661, "1:01:01"), (1e5, "1 d 03 h")],
 )
-def test_ages_are_whole_and_short(seconds: float, text: str) -> None:
-    """They count by the second, in the browser too."""
+def test_all_that_is_measured_is_written_in_one_form(seconds: float, text: str) -> None:
+    """Two forms side by side cannot be compared at a glance; the browser counts on in the same one."""
     assert words.age(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (5, "5 s"), (60, "1 m"), (90, "1:30"), (7200, "2 h")])
+def test_a_setting_is_written_as_people_set_it(seconds: float, text: str) -> None:
+    """A limit of two hours is not a clock."""
+    assert words.short(seconds) == text
+
+
+def test_an_alert_is_called_by_something_that_everybody_can_read() -> None:
+    """Not every operator reads Chinese, and those who do keep their phrase."""
+    for rule in RULES:
+        title, beside = words.alert_title(rule.name, rule.message)
+        assert title.isascii() and title != rule.name and beside == rule.message
+    assert words.alert_title("MINE", "the queue is long") == ("the queue is long", "")
+    assert words.alert_title("MINE", "队列过长") == ("MINE", "队列过长")
+    assert words.alert_title("MINE", "") == ("MINE", "")
+
+
+def test_a_long_value_is_folded_and_a_huge_one_cut() -> None:
+    """One list of alert rules would bury the page."""
+    assert changes.value_of(5.0) == changes.Text("5")
+    rules = [{"name": f"RULE_{n}", "condition": "queue_length > 5"} for n in range(190)]
+    found = changes.value_of(rules)
+    assert found.summary == "190 entries" and len(found.text) == changes.MOST_TEXT and found.left > 0
+    text = changes.value_of("x" * 200)
+    assert (text.text, text.left) == ("x" * 200, 0) and len(text.summary) < 80

@@ -10,6 +10,7 @@ from typing import Any
 from gpulockd.cli.records import Record, name_of, seconds, starts, task_of, wants_of
 from gpulockd.cli.talk import shortened, table
 from gpulockd.cli.watching.picture import Picture
+from gpulockd.units import clean
 
 CARDS = ("GPU", "STATE", "HOLDER", "AGE", "DONE", "MEMORY", "BUSY", "TEMP")
 LINE = ("PLACE", "TASK", "WANTS", "WAITED", "STARTS")
@@ -61,7 +62,7 @@ def _card(gpu: Record, lease: Record | None, passed_s: float, *, is_first: bool)
     cells = (
         name_of(gpu["key"]) if is_first else "",
         state,
-        f"{holder} ({lease['note']})" if lease and lease.get("note") else holder,
+        f"{holder} ({clean(lease['note'])})" if lease and lease.get("note") else holder,
         _age(lease, held_s),
         "" if done is None else f"{done:.0f} %",
         *(hardware if is_first else ("", "", "")),
@@ -123,7 +124,7 @@ def line(picture: Picture, width: int | None = None) -> list[str]:
     for ticket in picture.queue:
         waited = _whole(ticket["waited_s"] + picture.passed_s)
         lines.append(_place(str(ticket.get("place") or ""), task_of(ticket), wants_of(ticket), waited, starts(ticket)))
-        lines += [f"      {ticket['why']}"] if ticket.get("why") else []
+        lines += [f"      {clean(ticket['why'])}"] if ticket.get("why") else []
     if picture.queued > len(picture.queue):
         lines.append(f"and {picture.queued - len(picture.queue)} more")
     return [text if width is None else shortened(text, width) for text in lines]
@@ -142,14 +143,14 @@ def head(picture: Picture) -> str:
     said += f"  {picture.queued} waiting"
     if pool.get("frozen_s"):
         said += f"  grants nothing for {seconds(pool['frozen_s'])}: {pool.get('frozen_why')}"
-    return said
+    return clean(said)
 
 
 def happened(event: Record) -> str:
     """Return an event in one line."""
     at = time.strftime("%H:%M:%S", time.localtime(event.get("at_ms", 0) / 1000))
     facts = [f"GPU {', '.join(name_of(key) for key in event['gpus'])}"] if event.get("gpus") else []
-    facts += [str(event[name]) for name in ("task", "reason", "message") if event.get(name)]
+    facts += [clean(str(event[name])) for name in ("task", "reason", "message") if event.get(name)]
     facts += [f"held {seconds(event['held_ms'] / 1000)}"] if event.get("held_ms") is not None else []
     return f"{at}  {str(event.get('type', 'event')).replace('_', ' '):<16}  {'  '.join(facts)}".rstrip()
 

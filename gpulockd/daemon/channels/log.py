@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from gpulockd.alerting.messages import Message, Notice, clean
+from gpulockd.alerting.messages import LONGEST_LINE, Message, Notice
+from gpulockd.units import clean
 
 MOST_LINES = 10
 LOGGER = "gpu_lock_monitor"
@@ -39,4 +40,5 @@ class LogChannel:
             write = _log.info if notice.kind == "resolved" else _log.warning
             if notice.level == "critical" and notice.kind != "resolved":
                 write = _log.error
-            write(f"alerts.{what}", pool=notice.pool, rule=notice.rule, severity=notice.level, message=clean(text))
+            told = clean(text, LONGEST_LINE)
+            write(f"alerts.{what}", pool=notice.pool, rule=notice.rule, severity=notice.level, message=told)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from gpulockd.alerting.messages import Message, Notice, clean
+from gpulockd.alerting.messages import Message, Notice
 from gpulockd.errors import ConfigError, GpuLockError
 from gpulockd.settings.alerting import Channel as ChannelBlock
+from gpulockd.units import clean
 
 HIDDEN = "***"
 LONGEST_FILE = 64 * 1024

@@ -1,20 +1,20 @@
 """The members of every run that is held, kept between scans: their deaths told at once, their children found in time.
 
-A scan costs 20 to 40 µs for each process of the host. It is due when a holder comes and each second while any run is
-held. A member's death makes none due: its children have a new parent by then. So a child that is born and loses its
-parent between two scans is not found by descent: see `runs`.
+A scan costs 20 to 40 µs for each process of the host, a look some 50 µs for each member. A member's death makes neither
+due: its children have a new parent by then. So a child that is born and loses its parent between two looks is not
+found by descent: see `runs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Self
 
 import anyio
 
 from gpulockd.hardware.processes.identity import Process
-from gpulockd.hardware.processes.table import Memories, Table, take_table
+from gpulockd.hardware.processes.table import Memories, Table, read_family, read_table, take_timed
 from gpulockd.hardware.processes.watch import Watch
 from gpulockd.hardware.runs import children_of, run_of
 
@@ -145,15 +145,28 @@ class Runs:
         """The descriptor of a member, to store; it stays ours."""
         return self._watch.pidfd(process)
 
-    async def scan(self, card_pids: CardPids = no_cards) -> Table:
-        """Look for new members of every run; return the table that was looked at.
+    async def scan(self, card_pids: CardPids = no_cards) -> float:
+        """Look through all processes for new members of every run; return the CPU time that it took (in seconds).
 
         :raises TimeoutError: if /proc does not answer
         """
-        table = await take_table()
+        table, took_s = await take_timed(read_table)
         shown = {lease: tuple(card_pids(lease)) for lease in list(self._runs)}
         asked = {table[pid].process for pids in shown.values() for pid in pids if pid in table}
-        tags = await self._memories.leases(asked)
+        self._take(table, shown, await self._memories.leases(asked))
+        return took_s
+
+    async def look(self) -> float:
+        """Look for new descendants of the members alone, as `scan`, for much less.
+
+        :raises TimeoutError: if /proc does not answer
+        """
+        pids = {process.pid for run in self._runs.values() for process in run.members}
+        table, took_s = await take_timed(lambda: read_family(pids))
+        self._take(table, {}, {})
+        return took_s
+
+    def _take(self, table: Table, shown: Mapping[str, Collection[int]], tags: Mapping[Process, str]) -> None:
         children = children_of(table)
         for lease, run in list(self._runs.items()):
             found = run_of(
@@ -170,7 +183,6 @@ class Runs:
             for process in found - run.members:
                 self._watch.add(process)
                 run.members.add(process)
-        return table
 
     async def follow(self, card_pids: CardPids = no_cards, interval_s: float = SCAN_S) -> None:
         """Scan when a holder comes, and each `interval_s` seconds while a run is held, until cancelled.
@@ -181,9 +193,7 @@ class Runs:
             self._due = anyio.Event()
             rest_s = 0.0
             if self._runs:
-                began_s = anyio.current_time()
-                await self.scan(card_pids)
-                rest_s = LEAST_REST * (anyio.current_time() - began_s)
+                rest_s = LEAST_REST * await self.scan(card_pids)
                 await anyio.sleep(rest_s)
             with anyio.move_on_after(max(0.0, interval_s - rest_s) if self._runs else None):
                 await self._due.wait()

@@ -37,6 +37,13 @@ queue = room(function(queue)
     refresh_head(w)
   end
 
+  -- Does a waiting ticket stand wherever placing looks for it? Not if somebody has deleted a key by hand.
+  function queue.has(t)
+    local w = gpus.wants(t.wants)
+    return redis.call('ZSCORE', names.queue, t.id) and redis.call('ZSCORE', names.base .. 'queue:' .. w.text, t.id)
+      and redis.call('ZSCORE', queue.heads_of(w)[1], w.text)
+  end
+
   -- Takes a ticket out of the queue; what it had chosen is free for others. Returns the next head of equal wants.
   function queue.leave(id, w)
     holding_back.drop(id)

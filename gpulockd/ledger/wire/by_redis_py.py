@@ -42,7 +42,7 @@ class RedisPyCommands:
 
     async def load(self, library: str) -> None:
         """Give the server a library of functions."""
-        await self.run(("FUNCTION LOAD", library))
+        await self.run(("FUNCTION LOAD", "REPLACE", library))
 
     async def info(self, section: str) -> dict[str, Any]:
         """What one of the servers says of itself."""

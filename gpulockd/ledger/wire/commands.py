@@ -71,7 +71,7 @@ class WireCommands:
 
     async def load(self, library: str) -> None:
         """Give the server a library of functions."""
-        await self.run(("FUNCTION", "LOAD", library))
+        await self.run(("FUNCTION", "LOAD", "REPLACE", library))
 
     async def info(self, section: str) -> dict[str, Any]:
         """What the server says of itself, as text."""

@@ -16,6 +16,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 from gpulockd.ledger.wire.connection import Wire
 from gpulockd.ledger.wire.trouble import Refused, Unwelcome
 
+FULL = "max number of clients"
+"""What a server says to whatever is asked first, before it hangs up: it has nothing against the caller."""
+
 
 class Place(NamedTuple):
     """Where one server is and how it is greeted."""
@@ -74,6 +77,8 @@ async def dial(wire: Wire, place: Place, name: str) -> None:
     greeting.append(("CLIENT", "SETNAME", name))
     answers = await asyncio.gather(*(wire.send(words) for words in greeting), return_exceptions=True)
     for words, answer in zip(greeting, answers, strict=True):
+        if isinstance(answer, Refused) and FULL in str(answer):
+            raise ConnectionRefusedError(str(answer))
         if isinstance(answer, Refused) and words[0] == "AUTH":
             raise Unwelcome(str(answer))
         # The name is for people who look; a server that does not take it serves all the same.

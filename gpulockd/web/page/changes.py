@@ -135,8 +135,8 @@ def value_of(value: object) -> Text:
     text = value_text(value)
     if len(text) <= LONG_TEXT:
         return Text(text)
-    what = f"{len(value)} entries" if isinstance(value, list | tuple | dict) else f"{text[: LONG_TEXT // 2]}…"
-    return Text(text[:MOST_TEXT], f"{what}, {len(text)} characters", max(0, len(text) - MOST_TEXT))
+    summary = f"{len(value)} entries" if isinstance(value, list | tuple | dict) else f"{text[: LONG_TEXT // 2]}…"
+    return Text(text[:MOST_TEXT], summary, max(0, len(text) - MOST_TEXT))
 
 
 def value_text(value: object) -> str:

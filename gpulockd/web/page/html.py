@@ -1,7 +1,7 @@
 """The page as HTML: whole, or only some of its parts for a page that is open.
 
-Its law: whatever programs say of themselves is escaped and has no control characters, and nothing in it comes from elsewhere or is a script or a
-style of its own; so its Content-Security-Policy needs no exception.
+Its law: whatever programs say of themselves is escaped and has no control characters, and nothing in it comes from
+elsewhere or is a script or a style of its own; so its Content-Security-Policy needs no exception.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import jinja2
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from gpulockd.alerting.messages import clean
 from gpulockd.errors import GpuLockError
 from gpulockd.events import AnyEvent
-from gpulockd.ledger.forecast import FEWEST_HOLDS
+from gpulockd.units import clean
 from gpulockd.web.backend import Backend
 from gpulockd.web.page import changes, parts, static, words
 from gpulockd.web.page.parts import MAKERS, Part
@@ -63,18 +62,18 @@ def _environment() -> jinja2.Environment:
         title=lambda one: words.alert_title(one.rule, one.message),
         path=lambda text: quote(str(text), safe=""),
     )
-    made.globals.update(glyphs=words.GLYPHS, static=static.urls(), spans_min=SPANS_MIN, fewest_holds=FEWEST_HOLDS)
+    made.globals.update(glyphs=words.GLYPHS, static=static.urls(), spans_min=SPANS_MIN)
     return made
 
 
 def _shown(value: object) -> object:
     """Return what is to be written: text without the characters that hide or turn others."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value, len(value))
+    return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)
 
 
 def dotted(path: str) -> Markup:
     """Return the name of a setting, which a line may break at its dots and nowhere else."""
-    return Markup(".<wbr>").join(clean(path, len(path)).split("."))
+    return Markup(".<wbr>").join(clean(path).split("."))
 
 
 _templates = _environment()

@@ -158,10 +158,10 @@ MAKERS: dict[str, Callable[[Backend], Awaitable[Any]]] = {
     "alerts": _alerts_part,
     "cards": _cards,
     "queue": _queue,
-    "timeline": _timeline,
     "waits": _waits,
-    "changes": _changes,
     "events": _events,
+    "timeline": _timeline,
+    "changes": _changes,
     "performance": _performance,
 }
 """How each part is made, in the order of the page."""

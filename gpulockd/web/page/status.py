@@ -10,13 +10,16 @@ from gpulockd.model import Snapshot
 from gpulockd.units import format_duration
 from gpulockd.web.page.words import GLYPHS
 
+SESSIONS = "programs that hold or wait for a GPU of this pool, and its daemons"
+
 
 class Pill(msgspec.Struct, frozen=True):
-    """One fact of the head, with its mood; `href`: where more of it stands."""
+    """One fact of the head, with its mood; `href`: where more of it stands, `hint`: what it means."""
 
     mood: str
     text: str
     href: str = ""
+    hint: str = ""
 
     @property
     def glyph(self) -> str:
@@ -49,7 +52,7 @@ def status(snapshot: Snapshot | None, reasons: Sequence[str], store_s: float, al
         troubles.append(f"Nothing is granted for {format_duration(snapshot.frozen_ms / 1000)} more{why}.")
     pills = (
         Pill("good" if store_s < 0.1 else "warn", f"store {1000 * store_s:.1f} ms"),
-        Pill("good" if snapshot.sessions else "idle", f"{_many(snapshot.sessions, 'session')} alive"),
+        Pill("good" if snapshot.sessions else "idle", f"{_many(snapshot.sessions, 'session')} alive", hint=SESSIONS),
         _alerts(alerts),
     )
     return Status(state=_state(snapshot, troubles), pills=pills, troubles=tuple(troubles))

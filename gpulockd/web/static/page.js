@@ -48,11 +48,30 @@
     while (old.childNodes.length > wanted.length) old.lastChild.remove();
   }
 
+  // Where the focus was, from the inside outwards: what it was on may be gone when new parts are in place.
+
+  function trail(from) {
+    const found = [];
+    for (let at = from; at && at !== document.body; at = at.parentElement) if (at.id) found.push(at.id);
+    return found;
+  }
+
+  function back(ids) {
+    if (document.activeElement !== document.body || document.querySelector("dialog[open]")) return;
+    for (const id of ids) {
+      $(id)?.focus({ preventScroll: true });
+      if (document.activeElement !== document.body) return;
+    }
+  }
+
   // Numbers that count by themselves between two fetches.
 
   function age(seconds) {
     const whole = Math.max(0, Math.floor(seconds));
     const two = (number) => String(number).padStart(2, "0");
+    const hundredths = Math.floor(100 * seconds + 1e-6);
+    if (hundredths <= 0) return "0 s";
+    if (seconds < 10) return hundredths < 10 ? `0.0${hundredths} s` : `${(Math.floor(hundredths / 10) / 10).toFixed(1)} s`;
     if (whole < 60) return `${whole} s`;
     if (whole >= 86400) return `${Math.floor(whole / 86400)} d ${two(Math.floor((whole % 86400) / 3600))} h`;
     const minutes = Math.floor(whole / 60) % 60;
@@ -103,6 +122,11 @@
     timer = setTimeout(refresh, Math.max(inMs, lastFetch + LEAST_MS - performance.now(), 0));
   }
 
+  function chosenSpan() {
+    const span = new URLSearchParams(location.search).get("span");
+    return span ? `&span=${encodeURIComponent(span)}` : "";
+  }
+
   async function refresh() {
     if (busy || !due) return;
     const names = [...due];
@@ -110,14 +134,16 @@
     busy = true;
     lastFetch = performance.now();
     try {
-      const answer = await fetch(`/?parts=${names.join(",")}`, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
+      const answer = await fetch(`/?parts=${names.join(",")}${chosenSpan()}`, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
       if (!answer.ok) throw new Error(answer.statusText);
+      const focused = trail(document.activeElement);
       const made = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const name of names) {
         const now = made.getElementById(`part-${name}`);
         const old = $(`part-${name}`);
         if (now && old) morph(old, document.importNode(now, true));
       }
+      back(focused);
       answeredAt = shownAt = performance.now();
       if (names.includes("waits")) drawWaits();
       tick();
@@ -194,24 +220,40 @@
     }
   }
 
+  const acting = new Set();
+
   async function act(button) {
+    if (acting.has(button.id)) return;
+    const home = trail(button);
     $("ask-text").textContent = button.dataset.ask;
     $("ask-yes").textContent = button.textContent.replace("…", "").trim();
-    if (!(await answered($("ask")))) return;
-    const { method, path, body, done } = button.dataset;
-    button.disabled = true;
+    const { method, path, body, done } = button.dataset; // what was asked, whatever becomes of the button meanwhile
+    const agreed = await answered($("ask"));
+    back(home);
+    if (!agreed) return;
+    acting.add(button.id);
+    button.ariaDisabled = "true"; // one that is disabled would lose the focus
     try {
       const answer = await send(method, path, body);
-      if (!answer) return;
+      if (!answer) {
+        say("nothing was done: it needs the token");
+        return;
+      }
       const said = await answer.json().catch(() => ({}));
-      if (answer.ok) say(said.message || done);
+      if (answer.ok) say([said.message || done, ...checked(said.checks)].join("\n"));
       else say(`${said.detail || answer.statusText}${said.hint ? `: ${said.hint}` : ""}`);
       want([...QUICK, ...SLOW]);
     } catch {
       say("the daemon did not answer");
     } finally {
-      button.disabled = false;
+      acting.delete(button.id);
+      button.ariaDisabled = null;
+      back(home);
     }
+  }
+
+  function checked(checks) {
+    return Object.entries(checks ?? {}).map(([name, found]) => `${found === true ? MOODS.good : "–"} ${name.replaceAll("_", " ")}: ${found === true ? "well" : found}`);
   }
 
   let saying = 0;
@@ -219,7 +261,7 @@
   function say(text) {
     $("said").textContent = text;
     clearTimeout(saying);
-    saying = setTimeout(() => ($("said").textContent = ""), 8000);
+    saying = setTimeout(() => ($("said").textContent = ""), text.includes("\n") ? 30000 : 8000);
   }
 
   // The histogram of waits, drawn from its table.
@@ -295,6 +337,8 @@
     const button = event.target.closest("button.act");
     if (button) act(button);
   });
+  $("token-no").addEventListener("click", () => $("token").close("no"));
+  $("said").addEventListener("click", () => say(""));
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) want([...QUICK, ...SLOW]);
   });

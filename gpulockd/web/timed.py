@@ -1,0 +1,101 @@
+"""Leases for a time outlive the daemon: what the next one must know of them stands in a file before it is answered.
+
+Nothing else knows of them: no process whose life could be seen, no connection. The file is of one boot only; the ledger
+ends at once what was held in an earlier one. Its session lasts in the ledger until then, so a daemon may be away for
+any part of that time.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from gpulockd.client.whoami import boot_id
+from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.model import Gpu, Job, Process
+
+_log = structlog.get_logger(__name__)
+
+
+class Timed(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease for a time. `until_s` and `granted_at` are seconds on CLOCK_BOOTTIME; `uid` -1: asked for over TCP."""
+
+    id: str
+    token: int
+    session: str
+    of: str
+    gpus: tuple[Gpu, ...]
+    wants: str
+    priority: int
+    job: Job
+    lock_timeout_ms: int
+    process: Process
+    uid: int
+    ttl_s: float
+    until_s: float
+    granted_at: float
+    stamp_ms: int | None
+
+
+class _Written(msgspec.Struct, kw_only=True):
+    boot_id: str
+    leases: dict[str, Timed] = {}
+
+
+class TimedFile:
+    """The leases for a time of one pool, in a file that each change writes anew."""
+
+    def __init__(self, state: str, pool: str) -> None:
+        """:param state: the daemon's own folder"""
+        self._path = os.path.join(state, f"timed-{pool}.json")
+        self._written = self._read()
+
+    def __repr__(self) -> str:
+        return f"<TimedFile {len(self._written.leases)} leases>"
+
+    def all(self) -> tuple[Timed, ...]:
+        """The leases that a daemon of this boot has noted, those whose time is over too."""
+        return tuple(self._written.leases.values())
+
+    def note(self, lease: Timed) -> None:
+        """Write a lease, or what is new of it.
+
+        :raises StoreUnavailable: if it cannot be written: nobody may be told then that it lasts
+        """
+        before = self._written.leases.get(lease.id)
+        self._written.leases[lease.id] = lease
+        try:
+            self._write()
+        except OSError as full:
+            if before is None:
+                del self._written.leases[lease.id]
+            else:
+                self._written.leases[lease.id] = before
+            raise StoreUnavailable(f"{self._path} cannot be written ({full.strerror}); make room there") from None
+
+    def forget(self, id: str) -> None:
+        """A lease has ended. Where that cannot be written, the next daemon finds it out."""
+        if self._written.leases.pop(id, None) is not None:
+            with suppress(OSError):
+                self._write()
+
+    def _read(self) -> _Written:
+        nothing = _Written(boot_id=boot_id())
+        try:
+            with open(self._path, "rb") as file:
+                found = msgspec.json.decode(file.read(), type=_Written)
+        except FileNotFoundError:
+            return nothing
+        except (OSError, msgspec.MsgspecError, GpuLockError) as wrong:
+            _log.error("timed.unreadable", message=f"{self._path}: leases for a time are not known any more: {wrong}")
+            return nothing
+        return found if found.boot_id == nothing.boot_id else nothing
+
+    def _write(self) -> None:
+        beside = self._path + ".new"
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(self._written))
+        os.replace(beside, self._path)
