@@ -1,4 +1,4 @@
-"""`python -m bench [uncontended | handoff | recovery | daemon | web | jobs | scale | soak] [--quick] [--json] [--server …]`."""
+"""`python -m bench [uncontended | handoff | recovery | daemon | web | jobs | scale | soak] [--quick] [--json]`."""
 
 from __future__ import annotations
 

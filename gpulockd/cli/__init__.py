@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, complain, say
+from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, complain, hint, say
 
 COMMANDS = {
     "serve": "offer this host's GPUs and keep their line",
@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = words[: words.index("--")] if "--" in words else words
     debug = debug or (own[:1] != ["run"] and "--debug" in own)
     try:
+        _fill_standard_files()
         code = _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed at the start
+            sys.stdout.flush()
         return code
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else OK
@@ -78,9 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OWN_FAILURE_OF_RUN if words[:1] == ["run"] else NEGATIVE
 
 
+def _fill_standard_files() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed, so that no socket of ours takes its number."""
+    number = os.open(os.devnull, os.O_RDWR)
+    while number <= 2:
+        os.set_inheritable(number, True)
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+    if sys.stdin is None:
+        sys.stdin = open(0)  # noqa: SIM115  # as the interpreter does
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115
+
+
 def complain_of_surprise(words: Sequence[str]) -> None:
     """Say how to see more of an error that nobody foresaw."""
-    print(f"  hint: 'gpulockd --debug {' '.join(words[:1])} …' shows where", file=sys.stderr)
+    hint(f"'gpulockd --debug {' '.join(words[:1])} …' shows where")
 
 
 def _dispatch(words: list[str]) -> int:

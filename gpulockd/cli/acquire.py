@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from gpulockd.cli import elsewhere, http
 from gpulockd.cli.asking import UNLIMITED_S, add_gpus, add_wait, check, usual_wait_s, with_keys
+from gpulockd.cli.handing import check_stdout, give_back, hand_over
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
 from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.parents import caller_of, name_of_process
@@ -25,9 +26,9 @@ from gpulockd.units import format_duration
 
 _URL = "GPULOCKD_REDIS_URL"
 PID_HINT = "say --pid $$ for the shell itself, or --ttl 10m for a time that 'gpulockd renew' prolongs"
+HELD_HINT = "use it, or 'gpulockd release LEASE' first; several GPUs are had by one call, such as -n 2"
 HINTS = {
     "busy": "leave --no-wait out to wait for it; 'gpulockd status' shows who holds it",
-    "would_deadlock": "ask for all GPUs in one call, such as -n 2",
 }
 
 
@@ -37,6 +38,7 @@ def main(words: Sequence[str]) -> int:
     pid = None if args.ttl is not None else args.pid or caller_of(os.getppid())
     if pid is not None and pid <= 1:
         raise CommandError("acquire: the program that calls this cannot be told", PID_HINT, USAGE)
+    check_stdout("acquire")
     daemon = http.find()
     elsewhere.warn(daemon.path)
     refuse_what_is_held(daemon)
@@ -46,9 +48,9 @@ def main(words: Sequence[str]) -> int:
         raise CommandError(f"acquire: {wrong.message}", "", USAGE) from None
     except Interrupted as interrupted:
         return 128 + interrupted.number
+    hand_over(daemon, grant, lambda: _print(grant, args, pid))
     if not args.quiet:
         say(_told(grant, args, pid))
-    _print(grant, args, pid)
     return OK
 
 
@@ -85,13 +87,17 @@ def granted(daemon: http.Daemon, wish: Wish, *, quiet: bool) -> Grant:
         return Line(daemon, wish, quiet=quiet).wait()
     except Interrupted as interrupted:
         if interrupted.grant is not None:
-            with daemon:
-                daemon.ask("DELETE", f"/api/v1/leases/{http.segment(interrupted.grant.lease)}")
+            give_back(daemon, interrupted.grant)
         raise
     except NotGranted as refused:
         if "no such process of yours" in refused.what:
             hint = "name a process of yours; where it runs in a container, use --ttl, or 'gpulockd run' there"
             raise CommandError(refused.what, hint, NEGATIVE) from None
+        if "cannot be ended" in refused.what:
+            hint = "name the process that uses the GPU, say --ttl 10m, or wrap it in 'gpulockd run'"
+            raise CommandError(refused.what, hint, NEGATIVE) from None
+        if refused.kind == "would_deadlock":
+            refused.hint = HELD_HINT
         if refused.kind in HINTS and not wish.wait_s:
             refused.hint = HINTS[refused.kind]
         raise
@@ -112,7 +118,7 @@ def refuse_what_is_held(daemon: http.Daemon) -> None:
         gpus = ", ".join(f"GPU {name_of(key)}" for key in held["gpus"])
         raise CommandError(
             f"acquire: {gpus} is held here already (lease {held['id']})",
-            "use it, or 'gpulockd release $GPULOCKD_LEASE' first; several GPUs are had by one call, such as -n 2",
+            HELD_HINT.replace("LEASE", "$GPULOCKD_LEASE"),
             NEGATIVE,
         )
 

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from gpulockd.cli import http
 from gpulockd.cli.acquire import environment_of, granted, wish_of
 from gpulockd.cli.asking import add_gpus, check_gpus
+from gpulockd.cli.handing import check_stdout, hand_over
 from gpulockd.cli.lining import Interrupted, NotGranted
 from gpulockd.cli.options import Parser
 from gpulockd.cli.parents import name_of_process
 from gpulockd.cli.processes import look
 from gpulockd.cli.records import name_of
 from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, say
+from gpulockd.cli.wish import Grant
 from gpulockd.errors import GpuLockError
 
 VISIBLE = b"CUDA_VISIBLE_DEVICES="
@@ -28,6 +30,7 @@ MOST_OF_ENVIRONMENT = 1 << 20
 def main(words: Sequence[str]) -> int:
     """Make a process a holder; exit code 1 if the GPU is held by another, or there is no such process."""
     args = _parse(words)
+    check_stdout("adopt")
     process = look(args.pid)
     if process is None or process.is_dead:
         raise CommandError(f"there is no process {args.pid}", "'ps' lists them", NEGATIVE)
@@ -46,16 +49,20 @@ def main(words: Sequence[str]) -> int:
         raise CommandError(f"adopt: {wrong.message}", "name its GPU with --gpu", USAGE) from None
     except Interrupted as interrupted:
         return 128 + interrupted.number
-    if args.json:
-        said = {"lease": grant.lease, "token": grant.token, "pool": grant.pool, "gpus": list(grant.gpus)}
-        print(json.dumps(said | {"pid": args.pid, "env": dict(environment_of(grant))}, indent=2))
-        return OK
-    print(grant.lease)
-    if not args.quiet:
+    hand_over(daemon, grant, lambda: _print(grant, args))
+    if not args.quiet and not args.json:
         say(f"{name_of_process(args.pid)} (pid {args.pid}) holds {grant.shown} as long as it lives")
         if guessed and args.gpu is None:
             say("which GPU it uses cannot be told from its environment; if it is another, release this, say --gpu")
     return OK
+
+
+def _print(grant: Grant, args: Namespace) -> None:
+    if args.json:
+        said = {"lease": grant.lease, "token": grant.token, "pool": grant.pool, "gpus": list(grant.gpus)}
+        print(json.dumps(said | {"pid": args.pid, "env": dict(environment_of(grant))}, indent=2))
+    else:
+        print(grant.lease)
 
 
 def _parse(words: Sequence[str]) -> Namespace:

@@ -38,4 +38,7 @@ def amend(daemon: http.Daemon, lease: str, new: dict[str, Any]) -> dict[str, Any
             raise CommandError(
                 f"the lease {lease} has ended", "stop using its GPU; 'gpulockd status' shows who has it now", NEGATIVE
             ) from None
+        if refused.kind == "not_timed":
+            hint = "only a lease of 'gpulockd acquire --ttl 10m' is renewed; 'gpulockd release' ends this one"
+            raise CommandError(refused.what, hint, NEGATIVE) from None
         raise

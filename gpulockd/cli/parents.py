@@ -11,18 +11,21 @@ FORKED_WITHOUT_EXEC = 0x40
 
 SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "ash", "busybox"})
 
+RUNS_ANOTHER = frozenset({"timeout", "time", "sudo", "doas", "env", "nice", "ionice", "nohup", "setsid", "stdbuf"})
+"""Programs that run one other and end with it."""
+
 
 def caller_of(pid: int) -> int:
     """Return the shell that is meant by the parent `pid`.
 
     Some shells fork once more for `$(gpulockd …)`; that copy, whose output goes into the same pipe as ours, ends with
-    us, so its parent is meant. A subshell that somebody has written is itself meant.
+    us, so its parent is meant; so is that of a program that only runs us, such as `timeout`. A subshell that somebody
+    has written is itself meant.
     """
-    while _is_copy(pid) and _output_of(pid) == _output_of(os.getpid()) != "":
-        parent = look(pid)
-        if parent is None or parent.parent <= 1:
+    while (known := look(pid)) is not None and known.parent > 1:
+        if known.name not in RUNS_ANOTHER and not (_is_copy(pid) and _output_of(pid) == _output_of(os.getpid()) != ""):
             break
-        pid = parent.parent
+        pid = known.parent
     return pid
 
 

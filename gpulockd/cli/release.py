@@ -38,5 +38,7 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(ended, indent=2))
     else:
         gpus = ", ".join(f"GPU {name_of(key)}" for key in ended.get("gpus") or []) or args.what
-        print(f"took {gpus} from {ended.get('task') or 'its holder'} (lease {ended.get('id')})")
+        is_own = ended.get("reason") == "released"
+        what = f"released {gpus}" if is_own else f"took {gpus} from {ended.get('task') or 'its holder'}"
+        print(f"{what} (lease {ended.get('id')})")
     return OK

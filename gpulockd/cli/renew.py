@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from gpulockd.cli import http
@@ -27,5 +28,10 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(said, indent=2))
     elif not args.quiet:
         gpus = ", ".join(f"GPU {name_of(key)}" for key in said["gpus"])
-        say(f"holds {gpus} for {format_duration(said['ends_in_s'])} from now")
+        say(f"holds {gpus} for {_spoken(said['ends_in_s'])} from now")
     return OK
+
+
+def _spoken(ends_in_s: float) -> str:
+    """The time that was asked for, less the moment that the answer took."""
+    return format_duration(math.ceil(ends_in_s) if ends_in_s >= 10 else ends_in_s)

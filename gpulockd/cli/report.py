@@ -61,9 +61,14 @@ def check(path: str, code: int) -> None:
 
 
 def write(path: str, said: dict[str, Any]) -> None:
-    """Write the report, whole or not at all."""
+    """Write the report, whole or not at all; into a device or a pipe as it comes."""
+    path = os.path.realpath(path)  # a link stays one
     beside = f"{path}.{os.getpid()}.new"
     try:
+        if os.path.lexists(path) and not os.path.isfile(path):
+            with open(path, "w", encoding="utf-8") as there:
+                there.write(json.dumps(said, indent=2) + "\n")
+            return
         with open(beside, "w", encoding="utf-8") as file:
             file.write(json.dumps(said, indent=2) + "\n")
         os.replace(beside, path)

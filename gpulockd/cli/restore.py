@@ -7,11 +7,13 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gpulockd.cli.configuring.telling import change_lines
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NOT_PERMITTED, OK, USAGE, CommandError, say
+from gpulockd.units import clean
 
 if TYPE_CHECKING:  # names of types only: they load the ledger
     from gpulockd.cli.backups import configuration, past
@@ -47,13 +49,14 @@ def main(words: Sequence[str]) -> int:
         what = f"a backup needs the package {missing.name!r}"
         raise CommandError(what, "pip install 'gpulockd[server]'", USAGE) from None
     backup = pack.read(args.file)
+    config_yml = _config_yml(args.config_to, backup) if args.config_to else b""
 
     async def work(store: Store, pool: str) -> dict[str, Any]:
         return await _restored(args, store, pool, backup)
 
     told = with_store(args.pool, work)
     if args.config_to:
-        told["config_file"] = _write_config(args.config_to, backup, dry=args.dry_run)
+        told["config_file"] = _write_config(args.config_to, backup, config_yml, dry=args.dry_run)
     if args.json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
@@ -109,27 +112,44 @@ def _check_pool(args: Namespace, pool: str, backup: Backup) -> None:
         raise CommandError(what, f"'--pool {pool}' gives its statistics to this one; --only config leaves them", USAGE)
 
 
-def _write_config(path: str, backup: Backup, *, dry: bool) -> str:
+def _config_yml(path: str, backup: Backup) -> bytes:
+    """What `--config-to` writes.
+
+    :raises CommandError: if the backup has none, or something is there; nothing has been restored then
+    """
     line = backup.one("file") or {}
-    if "text" not in line and "tree" not in line:
+    if line.get("text") is None and line.get("tree") is None:
         raise CommandError(f"{backup.path} has no configuration file", "", USAGE)
     if os.path.lexists(path):
         raise CommandError(f"{path} is there, and stays", "name a file that is not there", USAGE)
-    text = line.get("text") or json.dumps(line["tree"], indent=2) + "\n"
+    text = line.get("text")
+    return (json.dumps(line["tree"], indent=2) + "\n" if text is None else str(text)).encode()
+
+
+def _write_config(path: str, backup: Backup, content: bytes, *, dry: bool) -> str:
     if not dry:
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as refused:
-            raise CommandError(f"{path}: {refused.strerror}", "", NOT_PERMITTED) from None
-    if line.get("hidden"):
+        _write_whole(path, content)
+    if (backup.one("file") or {}).get("hidden"):
         say(f"{path}: '***' stands where secrets were; put them in before a daemon reads it")
     return path
 
 
+def _write_whole(path: str, content: bytes) -> None:
+    made = False
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            made = True
+            file.write(content)
+    except OSError as refused:
+        if made:
+            with suppress(OSError):
+                os.unlink(path)
+        raise CommandError(f"{path}: {refused.strerror}", "", NOT_PERMITTED) from None
+
+
 def _tell(told: dict[str, Any], backup: Backup) -> None:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(backup.head.get("at", 0)))
-    print(f"backup of {at}, pool {backup.head.get('pool')}, gpulockd {backup.head.get('made_by')}")
+    print(f"backup of {at}, pool {backup.head['pool']}, gpulockd {clean(str(backup.head['made_by']), 40)}")
     if told["config"] is not None:
         _tell_config(told["config"], dry=told["dry_run"])
     if told["history"] is not None:

@@ -103,7 +103,9 @@ def _hold(args: Namespace, wish: Wish, account: Account, hook: Hook, socket: str
         env = of_run(os.environ, grant, socket)
         run = Run(args.command, env, mask)
         keeping = Keeping(grant, wish, ring, http.Daemon(socket))
-        hook.call("granted", account.so_far(), env)  # before the start, so that it is none of the run's
+        # Without the token what a hook starts does not join the lease: it would keep on when the run is over.
+        of_hook = {name: value for name, value in env.items() if name != "GPULOCKD_TOKEN"}
+        hook.call("granted", account.so_far(), of_hook)  # before the start, so that it is none of the run's
         run.start()
     except OSError as wrong:
         give_back(grant, wish)
@@ -116,7 +118,7 @@ def _hold(args: Namespace, wish: Wish, account: Account, hook: Hook, socket: str
     limit_s = None if args.timeout is None or args.timeout >= UNLIMITED_S else args.timeout
 
     def tell(event: Event, outcome: str) -> None:
-        run.spare(hook.call(event, account.so_far(outcome), env))
+        run.spare(hook.call(event, account.so_far(outcome), of_hook))
 
     wrapper = Wrapper(run, keeping, limit_s=limit_s, soft_signal=args.soft_signal, tell=tell)
     code = wrapper.wait()

@@ -31,20 +31,28 @@ class CommandError(Exception):
 
 def say(text: str, who: str = "gpulockd") -> None:
     """Say something to the person on stderr, whatever others have put into it. A closed stderr is no reason to stop."""
-    try:
-        print(f"{who}: {_safe(text)}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return
+    _talk(f"{who}: {_safe(text)}")
+
+
+def hint(text: str) -> None:
+    """Say what to do, below what went wrong."""
+    _talk(f"  hint: {_safe(text)}")
 
 
 def complain(wrong: CommandError, who: str = "gpulockd") -> None:
     """Say what went wrong and what to do."""
     say(wrong.what, who)
     if wrong.hint and wrong.hint not in wrong.what:
-        try:
-            print(f"  hint: {_safe(wrong.hint)}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            return
+        hint(wrong.hint)
+
+
+def _talk(line: str) -> None:
+    if sys.stderr is None:  # closed at the start; `print` would take stdout instead
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
 
 
 def _safe(text: str) -> str:
@@ -53,7 +61,9 @@ def _safe(text: str) -> str:
 
 def is_colourful(stream: TextIO) -> bool:
     """Whether colours help there: a terminal, and NO_COLOR not set."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+    return (
+        stream is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+    )
 
 
 def paint(text: str, colour: str) -> str:
@@ -84,6 +94,8 @@ def table(
 
 def terminal_width() -> int | None:
     """How many columns stdout has, None if it is no terminal."""
+    if sys.stdout is None:  # closed at the start
+        return None
     try:
         return (os.get_terminal_size(sys.stdout.fileno()).columns or None) if sys.stdout.isatty() else None
     except (OSError, ValueError):

@@ -43,6 +43,7 @@ class GuardLink(asyncio.Protocol):
         self._greeted: asyncio.Future[None] | None = None
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
+        self._named: dict[str, int] = {}  # a guard that came meanwhile may have taken a lease from the ledger's word
         self._connecting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -83,7 +84,7 @@ class GuardLink(asyncio.Protocol):
     def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
         """Ask to be let in. The future fails with `GuardAway` or `NotAdmitted`."""
         self.session.highest_token = max(self.session.highest_token, token)
-        asked = self._asked.get(entry.id)
+        self._named[entry.id], asked = token, self._asked.get(entry.id)
         if asked is not None and asked[0] == token and not asked[1].done():
             return asked[1]
         future: asyncio.Future[None] = self.loop.create_future()
@@ -110,10 +111,9 @@ class GuardLink(asyncio.Protocol):
 
     def leave(self, entry: Entry) -> None:
         """Say that the body is over, or will not begin. One write that does not wait."""
-        token = self._admitted.pop(entry.id, 0)
-        asked = self._asked.pop(entry.id, None)
+        admitted, token = self._admitted.pop(entry.id, 0), self._named.pop(entry.id, 0)
+        token, asked = token or admitted, self._asked.pop(entry.id, None)
         if asked is not None:
-            token = asked[0]
             asked[1].cancel()
         if token and self._transport is not None:
             self._say({"verb": "leave", "lease": entry.id, "token": token, "lost": entry.lost.is_set()})
@@ -290,7 +290,6 @@ class GuardLink(asyncio.Protocol):
             return
         del self._asked[id]
         if error is not None:
-            self._say({"verb": "leave", "lease": id, "token": token})  # it is in, if it was lost there before it began
             return _fail(asked[1], error)
         self._admitted[id] = token
         asked[1].set_result(None)

@@ -233,6 +233,7 @@ class Waiting:
     def _begin_again(self) -> None:
         """Ask under a new id: the old one has ended with its session, or was too old."""
         self.line.doorbell.forget(self.entry)
+        self.line.guard.leave(self.entry)
         self.line.session.table.remove(self.entry)
         self.entry = self._new_entry()
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -116,11 +117,10 @@ class GpuTask(Task):  # type: ignore[misc] # Celery's class has no types
         lock = options.lock(task=self.name, task_id=self.request.id)
         if self._comes_back(options):
             headers = self._gpu_headers()
-            since_s = float(headers.get(SINCE_HEADER) or time.time())
             lock.turn = Turn(
                 parked=str(headers.get(PLACE_HEADER) or ""),
                 stay_s=options.stay_s,
-                waited_s=max(0.0, time.time() - since_s),
+                waited_s=max(0.0, time.time() - since_of(headers)),
             )
         return lock
 
@@ -139,7 +139,7 @@ class GpuTask(Task):  # type: ignore[misc] # Celery's class has no types
         Should the broker be away, its error ends the task.
         """
         headers = dict(self._gpu_headers())
-        since_s = float(headers.setdefault(SINCE_HEADER, time.time()))
+        headers[SINCE_HEADER] = since_s = since_of(headers)
         if isinstance(why, StoreUnavailable) and time.time() - since_s > options.max_wait_s:
             raise why
         if isinstance(why, Parked):
@@ -149,6 +149,16 @@ class GpuTask(Task):  # type: ignore[misc] # Celery's class has no types
         )
         message.apply_async()
         return Retry(message=why.message, when=options.countdown_s, sig=message)
+
+
+def since_of(headers: Mapping[str, Any]) -> float:
+    """Return since when a message says that its task waits (unix seconds); now, if it says nothing that can be."""
+    now_s = time.time()
+    try:
+        since_s = float(headers.get(SINCE_HEADER) or now_s)
+    except (TypeError, ValueError, OverflowError):
+        return now_s
+    return min(max(0.0, since_s), now_s) if math.isfinite(since_s) else now_s
 
 
 def _holding(run: Any) -> Callable[..., Any]:

@@ -21,15 +21,17 @@ _log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def open_guard(state: str, pool: str, kept: Kept) -> Iterator[Guard]:
+def open_guard(state: str, pool: str, kept: Kept, store_pid: int = 0) -> Iterator[Guard]:
     """The guard of `pool`, with all that its record in the folder `state` says of this boot.
 
     :param kept: the pidfds of those inside, which outlive a crash
+    :param store_pid: a store that the daemon before has left, which is no child of this one; 0 if there is none
     :raises RecordUnwritable: if the record cannot be written
     """
     journal = Journal(os.path.join(state, f"guard-{pool}.log"), boot_id())
     fence, found = journal.load()
-    spared = [process for process in (identify(os.getpid()),) if process is not None]
+    own = [identify(pid) for pid in (os.getpid(), store_pid) if pid > 1]
+    spared = [process for process in own if process is not None]
     guard: Guard | None = None
 
     def died(process: Process) -> None:

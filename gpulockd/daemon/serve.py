@@ -37,6 +37,7 @@ from gpulockd.daemon.plan import Options, Plan, name_of, plan_of
 from gpulockd.daemon.pulse import Pulses
 from gpulockd.daemon.services import Services
 from gpulockd.daemon.standing import open_session
+from gpulockd.daemon.storesocket import pid_behind
 from gpulockd.daemon.storeunit import unit_of
 from gpulockd.errors import GpuLockError
 from gpulockd.hardware.cards import open_cards
@@ -96,7 +97,8 @@ async def _run(plan: Plan) -> None:
         async with _store(plan) as store:
             offered: Offering | None = None
             try:
-                with open_guard(plan.folders.state, plan.pool, kept) as guarding:
+                adopted = pid_behind(plan.folders.store_socket) if store is not None else 0
+                with open_guard(plan.folders.state, plan.pool, kept, adopted) as guarding:
                     with starting:
                         fence = guarding if plan.settings.gpus.guard else None
                         offered = await _offered(plan, in_force.current.settings, store, fence, token)
@@ -189,6 +191,8 @@ async def _serve_pool(
         door = partial(guard.run, plan.folders.guard_socket, lambda: hello, guarding, listener=doors.guard)
         await services.start(partial(door, secret=secret, alive_s=lambda: current.settings.session.keepalive))
         backend = _backend(plan, offered, made, guarding, token, stopping, services)
+        if store is not None:
+            backend.store_pid = lambda: store.pid
         host, port = _address(plan.listen, tcp)
         names = Names(current.settings.web, host, port)
         current.tell(lambda _before, now: names.allow(now.web))

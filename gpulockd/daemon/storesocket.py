@@ -99,3 +99,11 @@ class StoreSocket:
             connection.connect(self.path)
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(credentials[:4], "little", signed=True)
+
+
+def pid_behind(path: str) -> int:
+    """Return the pid of the store that listens on the unix socket `path`; 0 if none does."""
+    try:
+        return max(0, StoreSocket(path).server_pid())
+    except OSError:
+        return 0

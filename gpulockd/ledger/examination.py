@@ -15,7 +15,7 @@ import msgspec
 from redis import exceptions as broken
 from redis.cluster import RedisCluster
 
-from gpulockd.ledger import address, verbs
+from gpulockd.ledger import address, pools, verbs
 from gpulockd.ledger.keys import FLEET_POOLS, PoolKeys
 from gpulockd.ledger.store import NOT_LOADED, mapped
 from gpulockd.model import GPU_KEY_PREFIX
@@ -24,6 +24,10 @@ DEADLINE_S = 2.0
 ASKED = 7
 MOST_SCANNED = 50_000
 SCAN_PAGE = 1_000
+SEARCH_S = 5.0
+"""How long foreign keys are looked for at most (in seconds)."""
+MOST_NAMED = 10
+"""So many foreign keys of a database are read; of the others only how many there are."""
 FOREIGN_PATTERNS = (f"{GPU_KEY_PREFIX}*", f"lock:{GPU_KEY_PREFIX}*", f"lock-signal:{GPU_KEY_PREFIX}*")
 YIVIDEO = b"locked_by_"
 
@@ -37,11 +41,18 @@ class Foreign(msgspec.Struct, frozen=True):
     value: str
 
 
+class Foreigners(msgspec.Struct, frozen=True):
+    """The keys of other locks: some of them, and how many there are besides."""
+
+    named: tuple[Foreign, ...] = ()
+    more: int = 0
+
+
 class Examined(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen. `latency_ms`: the median of some questions; `ahead_s`: the server's clock less this host's.
 
     `refused`: what this user may not do, in words; `searched`: whether foreign keys could be looked for, and to the
-    end. `info` is what the server says of itself.
+    end. `info` is what the server says of itself; `unfit` is what stands on the list of pools and is no pool's name.
     """
 
     shown: str
@@ -49,8 +60,9 @@ class Examined(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float
     ahead_s: float
     refused: tuple[str, ...]
-    foreign: tuple[Foreign, ...]
+    foreign: Foreigners
     searched: bool
+    unfit: tuple[bytes, ...] = ()
 
 
 def examine(url: str, pool: str) -> Examined:
@@ -75,13 +87,14 @@ def examine(url: str, pool: str) -> Examined:
                 refused=tuple(_refused(client, node, keys)),
                 foreign=found,
                 searched=searched,
+                unfit=_unfit(client),
             )
         finally:
             with suppress(broken.RedisError, OSError):
                 client.close()
 
 
-def foreign_keys(url: str) -> tuple[Foreign, ...]:
+def foreign_keys(url: str) -> Foreigners:
     """Return the keys of other locks at a URL, in all of its databases.
 
     :raises GpuLockError: if it cannot be reached or refuses us
@@ -169,22 +182,32 @@ def _heard(node: Any, channel: str) -> None:
         heard.get_message(timeout=DEADLINE_S)
 
 
-def _foreign(node: Any) -> tuple[tuple[Foreign, ...], bool]:
+def _unfit(client: Any) -> tuple[bytes, ...]:
+    """What the list of pools has that is no pool's name; nothing if this user may not read it."""
+    try:
+        listed = client.execute_command("SMEMBERS", FLEET_POOLS)
+    except broken.ResponseError:
+        return ()
+    return tuple(sorted(name for name in map(_bytes, listed) if not pools.is_usable(name)))
+
+
+def _foreign(node: Any) -> tuple[Foreigners, bool]:
     """Return the keys of other locks in all databases, and whether that was all."""
     home = int((node.connection_pool.connection_kwargs or {}).get("db") or 0)
     try:
         databases = {home, *_databases(node)}
         found: list[Foreign] = []
-        whole = True
+        more, whole, until_s = 0, True, time.monotonic() + SEARCH_S
         for db in sorted(databases):
             if db != home:
                 node.execute_command("SELECT", db)
-            rows, ended = _scanned(node, db)
-            found += rows
+            names, ended = _scanned(node, until_s)
+            found += [_foreign_at(node, db, name) for name in names[:MOST_NAMED]]
+            more += len(names[MOST_NAMED:])
             whole = whole and ended
-        return tuple(found), whole
+        return Foreigners(tuple(found), more), whole
     except (broken.NoPermissionError, broken.ResponseError):
-        return (), False
+        return Foreigners(), False
     finally:
         with suppress(broken.RedisError):
             node.execute_command("SELECT", home)
@@ -194,7 +217,8 @@ def _databases(node: Any) -> list[int]:
     return [int(name[2:]) for name in node.info("keyspace") if name.startswith("db") and name[2:].isdigit()]
 
 
-def _scanned(node: Any, db: int) -> tuple[list[Foreign], bool]:
+def _scanned(node: Any, until_s: float) -> tuple[list[bytes], bool]:
+    """Return the names of such keys in the database that is chosen, and whether that was all."""
     names: set[bytes] = set()
     for pattern in FOREIGN_PATTERNS:
         cursor, seen = 0, 0
@@ -204,9 +228,9 @@ def _scanned(node: Any, db: int) -> tuple[list[Foreign], bool]:
             names.update(_bytes(name) for name in answer[1])
             if not cursor:
                 break
-            if seen >= MOST_SCANNED:
-                return [_foreign_at(node, db, name) for name in sorted(names)], False
-    return [_foreign_at(node, db, name) for name in sorted(names)], True
+            if seen >= MOST_SCANNED or time.monotonic() > until_s:
+                return sorted(names), False
+    return sorted(names), True
 
 
 def _foreign_at(node: Any, db: int, name: bytes) -> Foreign:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from redis import exceptions as broken
 
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
-from gpulockd.ledger import address
+from gpulockd.ledger import address, pools
 from gpulockd.ledger.keys import FLEET_HOSTS, FLEET_POOLS
 from gpulockd.ledger.loading import check_loaded
 from gpulockd.ledger.verbs import Call
@@ -179,8 +179,8 @@ class Store:
         return bool(await self._command("SISMEMBER", FLEET_POOLS, pool))
 
     async def pools(self) -> list[str]:
-        """The pools on the fleet's list."""
-        return sorted(name.decode() for name in await self._command("SMEMBERS", FLEET_POOLS))
+        """The pools on the fleet's list; what cannot be one is passed over."""
+        return pools.usable(await self._command("SMEMBERS", FLEET_POOLS))
 
     async def enlist_pool(self, pool: str) -> None:
         """Put the pool on the fleet's list, once its first session is open."""
@@ -189,7 +189,7 @@ class Store:
     async def pool_of_host(self, boot_id: str) -> str | None:
         """The pool that offers the real cards of this boot, if any does."""
         found = await self._command("HGET", FLEET_HOSTS, boot_id)
-        return found.decode() if found else None
+        return found.decode("utf-8", "replace") if found else None
 
     async def enlist_host(self, boot_id: str, pool: str) -> None:
         """Say that the real cards of this boot belong to that pool."""

@@ -6,6 +6,7 @@ from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.web import wanting
+from gpulockd.web.alone import alone
 from gpulockd.web.auth import Caller
 from gpulockd.web.backend import Backend
 from gpulockd.web.holding import Holding
@@ -46,7 +47,8 @@ async def ask_lease(visit: Visit) -> Stream:
     async def work(write: Write) -> None:
         backend.waiters[who] += 1
         try:
-            await Holding(backend, plan, caller, ends_session=not shared).run(write)
+            async with alone(backend, plan):
+                await Holding(backend, plan, caller, ends_session=not shared).run(write)
         finally:
             backend.waiters[who] -= 1
 

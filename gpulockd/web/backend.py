@@ -109,6 +109,9 @@ class Backend:
     :param holdings: the leases that this daemon holds for processes, by id
     :param timed: the leases for a time, as the next daemon will find them
     :param waiters: how many requests for a lease each user has open
+    :param asking: the processes (pid, start in kernel ticks) that a lease is just asked for; each one's event is set
+        after that
+    :param store_pid: the daemon's own store, 0 if it has none
     :param staying: how many each user has that go on without a request
     :param readers: how many streams of events each uid follows; None: everybody over TCP without the token
     :param configuring: reads and changes the configuration
@@ -152,6 +155,8 @@ class Backend:
     forecast: Forecast = field(default_factory=Forecast)
     waiters: Counter[str] = field(default_factory=Counter)
     staying: Counter[str] = field(default_factory=Counter)
+    asking: dict[tuple[int, int], anyio.Event] = field(default_factory=dict)
+    store_pid: Callable[[], int] = lambda: 0
     readers: Counter[int | None] = field(default_factory=Counter)
     holdings: dict[str, GivesBack] = field(default_factory=dict)
     _looking: anyio.Lock = field(default_factory=anyio.Lock)

@@ -114,7 +114,7 @@ class Holding:
         """
         if self.plan.pid is None:
             return -1
-        return wanting.check_pid(self.plan.pid, self.caller, self.backend.api_socket)
+        return wanting.check_pid(self.plan.pid, self.caller, self.backend.api_socket, self.backend.store_pid())
 
     # Waiting.
 

@@ -74,6 +74,17 @@ class CannotHold(ImpossibleRequest):
         self.hint = hint
 
 
+class HoldsAlready(WouldDeadlock):
+    """That process holds already, or asks already.
+
+    :param hint: what to do
+    """
+
+    def __init__(self, message: str, hint: str, *, held: tuple[str, ...] = ()) -> None:
+        super().__init__(message, held=held)
+        self.hint = hint
+
+
 _OURS: tuple[tuple[type[GpuLockError], int, str, str], ...] = (
     (StoreUnavailable, 503, "store", "the daemon tries again by itself; ask again in a moment"),
     (ImpossibleRequest, 422, "impossible", "GET /api/v1/gpus lists what there is"),
@@ -96,9 +107,10 @@ def of_error(error: GpuLockError) -> Problem:
         return problem(408, "timeout", error.message, "wait longer with max_wait_time, or raise priority")
     for kind, status, word, hint in _OURS:
         if isinstance(error, kind):
-            cure = error.message.rpartition("; ")[2] if word == "config" and "; " in error.message else ""
-            cure = error.hint if isinstance(error, CannotHold) else cure
-            return problem(status, word, error.message, cure or hint)
+            if isinstance(error, CannotHold | HoldsAlready):
+                return problem(status, word, error.message, error.hint or hint)
+            detail, _, cure = error.message.rpartition("; ") if word == "config" else (error.message, "", "")
+            return problem(status, word, detail or error.message, cure if detail and cure else hint)
     return problem(500, "internal", error.message, "the daemon's log says more")
 
 

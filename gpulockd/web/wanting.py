@@ -20,6 +20,7 @@ from gpulockd.settings import GpuLockBlock, Tree
 from gpulockd.units import clean, parse_duration_s
 from gpulockd.web.auth import Caller
 from gpulockd.web.problems import CannotHold, Problem
+from gpulockd.web.unendable import why_unendable
 from gpulockd.web.views import ExpectedView
 
 Duration = float | str
@@ -217,11 +218,13 @@ def _check_said(said: Process) -> None:
             raise ConfigError(f"process.{name}: {text[:60]!r} is no name of a {name}; use letters, digits and '._-'")
 
 
-def check_pid(pid: int, caller: Caller, api_socket: str) -> int:
+def check_pid(pid: int, caller: Caller, api_socket: str, store_pid: int = 0) -> int:
     """Return a pidfd of the process `pid`, if the caller may hold a lease for it.
 
     :param api_socket: where the kernel says who asks
-    :raises CannotHold: if there is no such process of the caller's, or the kernel does not know the caller
+    :param store_pid: the daemon's own store, 0 if it has none
+    :raises CannotHold: if there is no such process of the caller's, it is one that nobody can end, or the kernel does
+        not know the caller
     """
     line = f"curl --unix-socket {api_socket} http://localhost/api/v1/leases -d "
     if caller.peer is None:
@@ -251,6 +254,11 @@ def check_pid(pid: int, caller: Caller, api_socket: str) -> int:
     if owner != caller.peer.uid and caller.peer.uid != 0:
         os.close(descriptor)
         raise gone
+    unendable = why_unendable(pid, store_pid)
+    if unendable:
+        os.close(descriptor)
+        hint = "name the process that uses the GPU; for a time of its own say " + line + '\'{"ttl": "10m"}\''
+        raise CannotHold(f"pid {pid} is {unendable}: it cannot be ended when its lease is over", hint)
     return descriptor
 
 

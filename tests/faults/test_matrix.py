@@ -15,7 +15,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
-def tests_in(file: str) -> frozenset[str]:
+def named_in(file: str) -> frozenset[str]:
     """The tests of a file, by their names."""
     path = TESTS / file
     if not path.exists():
@@ -27,7 +27,7 @@ def tests_in(file: str) -> frozenset[str]:
 def missing(tests: tuple[str, ...]) -> list[str]:
     """Those of the named tests that are nowhere."""
     split = [test.split("::") for test in tests]
-    return [f"{file}::{name}" for file, name in split if name not in tests_in(file)]
+    return [f"{file}::{name}" for file, name in split if name not in named_in(file)]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))

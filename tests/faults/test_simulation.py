@@ -12,8 +12,8 @@ from tests.faults.simulator.__main__ import replay
 from tests.faults.simulator.play import BUGS, Outcome, play
 from tests.system.workers_started import SOAK
 
-SCHEDULES = 100_000 if SOAK else 600
-RATES = 20_000 if SOAK else 150
+SCHEDULES = 100_000 if SOAK else 300
+RATES = 20_000 if SOAK else 80
 FIRST = int(os.environ.get("GPULOCKD_SEED") or 0)
 MOST = 300
 """Schedules within which a planted bug is found."""

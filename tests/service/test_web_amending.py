@@ -121,6 +121,15 @@ async def test_a_time_that_cannot_be_is_refused(daemon: Daemon, wish: Any) -> No
     assert (await daemon.ask("POST", "/api/v1/leases", wish)).status == 422
 
 
+async def test_what_is_wrong_and_what_to_do_are_said_once_each(daemon: Daemon) -> None:
+    """A hint that repeats the error helps nobody."""
+    lease = (await timed(daemon, "20s"))["lease"]
+    said = (await patch(daemon, lease, ttl="8d")).json
+    assert (said["detail"], said["hint"]) == ("ttl: 691200 s", "say 50 ms to 7 days, and renew it")
+    assert (await daemon.ask("DELETE", f"/api/v1/leases/{lease}")).status == 200
+    await eventually(lambda: _none(daemon), 20)
+
+
 async def test_a_holder_is_asked_to_stop(daemon: Daemon) -> None:
     """As at the soft limit: it saves its work and leaves."""
     holding = await daemon.open("POST", "/api/v1/leases", {"task": "a"})

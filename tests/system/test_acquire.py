@@ -103,7 +103,7 @@ def test_release_gives_it_back_before_the_shell_ends(daemon: Daemon) -> None:
     """And the GPU goes straight on: the shell has said that it is done."""
     done = sh(daemon, f'lease=$({ACQUIRE} -q) && {RELEASE} "$lease" && {" ".join(command("events"))} --json')
     assert done.returncode == 0, done.stderr
-    assert "took GPU" in done.stdout
+    assert "released GPU" in done.stdout
     ends = [line for line in done.stdout.splitlines() if "lock_released" in line]
     assert ends
     assert "lock_revoked" not in done.stdout
@@ -145,6 +145,7 @@ def test_a_hold_for_a_time_is_renewed_and_ends(daemon: Daemon) -> None:
     told = said(daemon, "acquire", "--ttl", "90s")
     assert (told["pid"], told["ttl_s"]) == (None, 90.0)
     assert 85 < said(daemon, "renew", told["lease"])["ends_in_s"] <= 90
+    assert " for 10:00 from now" in call(daemon, "renew", told["lease"], "--ttl", "10m").stderr
     done = call(daemon, "renew", "--ttl", "500ms", GPULOCKD_LEASE=told["lease"])
     assert done.returncode == 0, done.stderr
     assert "for 0.5 s from now" in done.stderr
@@ -159,6 +160,7 @@ def test_only_what_was_asked_for_a_time_is_renewed(daemon: Daemon, full: Started
     refused = call(daemon, "renew", leases(daemon, "holder")[0]["id"])
     assert refused.returncode == 1
     assert "has no ttl" in refused.stderr
+    assert "acquire --ttl 10m" in refused.stderr and "{" not in refused.stderr
 
 
 def test_busy_and_waited_too_long_are_1_and_say_who_holds(daemon: Daemon, full: Started) -> None:

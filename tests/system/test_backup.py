@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from gpulockd.cli import main
+from gpulockd.cli.backups import pack
 from gpulockd.cli.backups.unsaid import filled, unsaid
 from tests.daemons import QUICK, Daemon
 from tests.states import until_blocking
@@ -129,7 +131,7 @@ def test_a_restored_configuration_is_a_revision_that_a_rollback_undoes(daemon: D
     assert "gpu_lock.max_wait_time: 700 -> 600" in dry.stdout and _revision(daemon) == before
     done = said(daemon, "restore", file, "--reason", "a bad night")
     assert done.returncode == 0, done.stderr
-    assert _value(daemon, "gpu_lock.max_wait_time") == "600"
+    until_blocking(lambda: _value(daemon, "gpu_lock.max_wait_time") == "600")
     history = json.loads(said(daemon, "config", "history", "--json").stdout)["revisions"]
     assert (history[0]["number"], history[0]["reason"], history[0]["origin"]) == (before + 1, "a bad night", "restore")
     assert "a bad night" in said(daemon, "config", "audit").stdout
@@ -208,6 +210,88 @@ def test_what_is_torn_foreign_or_newer_is_refused_and_changes_nothing(daemon: Da
     assert over.returncode == 2 and (tmp_path / "text").read_bytes() == b"hello"
 
 
+def _forged(file: Path, target: Path, lines: list[dict[str, Any]]) -> str:
+    """A backup of these lines whose checksum fits."""
+    head, *rest = lines
+    target.write_bytes(pack.packed(head, rest))
+    return str(target)
+
+
+def test_a_backup_that_was_meddled_with_is_refused_in_words_and_changes_nothing(daemon: Daemon, tmp_path: Path) -> None:
+    """A checksum can be made by anybody: what is written must be of the form that gpulockd writes."""
+    file = _backup(daemon, str(tmp_path / "good.gz"), "--with-secrets")
+    before, stored = _revision(daemon), _everything(daemon)
+    whole = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()[:-1]]
+    deep: Any = 1
+    for _ in range(200):
+        deep = {"a": deep}
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("state", {"live": None}),
+        ("state", {"live": {"all": {"gpu_lock": deep}}}),
+        ("state", {"hidden": [["all", "nowhere"]]}),
+        ("state", {"hidden": [[]]}),
+        ("state", {"current": "3"}),
+        ("revision", {"diff": "none"}),
+        ("audit", {"id": "*"}),
+        ("book", {"book": {"since_ms": -1}}),
+        ("tasks", {"tasks": []}),
+        ("hour", {"fields": {"a": "zz"}}),
+        ("hour", {"number": 10**30}),
+        ("day", {"fields": {"ocr": [1, {}, [1, 1, 1, 1, {"4000": 1}]]}}),
+        ("file", {"text": 7}),
+        ("file", {"text": "\ud800"}),
+    ]
+    for part, change in wrong:
+        lines = [{**line, **change} if line.get("part") == part else line for line in whole]
+        assert lines != whole, part
+        forged = tmp_path / "forged.gz"
+        with contextlib.suppress(UnicodeEncodeError):
+            _forged(file, forged, lines)
+            refused = said(daemon, "restore", str(forged), "--config-to", str(tmp_path / "config.yml"))
+            assert refused.returncode == 1 and "nothing that gpulockd has written" in refused.stderr, (part, change)
+            assert "Traceback" not in refused.stderr and not (tmp_path / "config.yml").exists()
+    for at in ("now", -1, True, None, 1e300, [1]):
+        refused = said(daemon, "restore", _forged(file, tmp_path / "at.gz", [{**whole[0], "at": at}, *whole[1:]]))
+        assert refused.returncode == 1 and "line 1" in refused.stderr, at
+    assert _revision(daemon) == before and _everything(daemon) == stored
+
+
+def _everything(daemon: Daemon) -> dict[bytes, bytes]:
+    """What the configuration and the hours and days of the store say."""
+    with redis.Redis.from_url(daemon.store_url) as store:
+        names = [*store.keys("gpulockd:{fleet}:*"), *store.keys("*:recorded:[0-9]*")]
+        return {name: store.dump(name) for name in names if name != b"gpulockd:{fleet}:alerts_daemons"}
+
+
+def test_a_name_that_is_no_pools_ends_neither_daemon_nor_backup(daemon: Daemon, tmp_path: Path) -> None:
+    """One SADD of anybody must not take the fleet down."""
+    wrong = (b"\xff\xfe", b"fleet", b"two words", b"never-opened")
+    with redis.Redis.from_url(daemon.store_url) as store:
+        store.sadd("gpulockd:{fleet}:pools", *wrong)
+        try:
+            assert said(daemon, "config", "set", "gpu_lock.poll_interval=6").returncode == 0
+            until_blocking(lambda: daemon.process.poll() is not None or "passed over" in daemon.log)
+            assert daemon.process.poll() is None
+            assert _backup(daemon, str(tmp_path / "listed.gz")).exists()
+            assert said(daemon, "restore", str(tmp_path / "listed.gz"), "--dry-run").returncode == 0
+        finally:
+            store.srem("gpulockd:{fleet}:pools", *wrong)
+
+
+def test_what_is_no_file_is_not_waited_for(daemon: Daemon, tmp_path: Path) -> None:
+    """A pipe in the folder of backups would hold the timer for ever."""
+    folder = tmp_path / "pipes"
+    folder.mkdir()
+    pipe = folder / "gpulockd-default-20260101T000000Z.jsonl.gz"
+    os.mkfifo(pipe)
+    (folder / "gpulockd-default-20260101T000001Z.jsonl.gz").symlink_to("nowhere")
+    refused = call(daemon, "restore", str(pipe))
+    assert refused.returncode == 2 and "it is no file" in refused.stderr
+    assert call(daemon, "backup", str(pipe)).returncode == 2
+    listed = call(daemon, "backup", "--list", "--folder", str(folder))
+    assert listed.returncode == 1 and "it is no file" in listed.stdout
+
+
 def test_a_backup_needs_no_daemon_and_says_when_the_store_is_away(tmp_path: Path) -> None:
     """The store lives on when the daemon is down, and that is when one wants a copy."""
     with one_daemon(config=QUICK) as running:
@@ -230,7 +314,7 @@ def test_a_new_machine_gets_everything_back(tmp_path: Path) -> None:
     with one_daemon(config=QUICK) as new:
         done = said(new, "restore", file)
         assert done.returncode == 0, done.stderr
-        assert _value(new, "gpu_lock.max_wait_time") == "612"
+        until_blocking(lambda: _value(new, "gpu_lock.max_wait_time") == "612")
         history = json.loads(said(new, "config", "history", "--json").stdout)["revisions"]
         assert [one["number"] for one in history] == [3, 2, 1, 0]
         assert "of old" in said(new, "config", "audit").stdout

@@ -403,6 +403,20 @@ def test_locks_of_others_in_the_store_are_named(server: Server) -> None:
         lock.release()
 
 
+def test_many_locks_of_others_are_counted_and_a_name_that_is_no_pools_is_named(server: Server) -> None:
+    """Thirty thousand lines say nothing, and take a minute."""
+    with redis.Redis.from_url(server.url) as zero:
+        zero.mset({f"gpu_lock:{number}": "x" for number in range(3_000)})
+        zero.sadd("gpulockd:{fleet}:pools", b"\xff\xfe", "good")
+        try:
+            said = doctor(None, GPULOCKD_REDIS_URL=server.url)
+        finally:
+            zero.flushdb()
+    assert sum(one["check"] == "foreign keys" for one in said.findings) == 11
+    said.line("foreign keys", "fail", "and 2,990 more")
+    said.line("redis", "warn", r"\xff\xfe", "SREM gpulockd:{fleet}:pools")
+
+
 def test_the_redis_that_yivideos_variables_name_is_looked_at_too(server: Server) -> None:
     """Its workers have one of their own."""
     with socket.socket() as free:

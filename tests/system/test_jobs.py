@@ -36,7 +36,8 @@ def test_a_shell_loop_of_jobs_runs_all_and_never_two_on_one_card(daemon: Daemon,
     job = tmp_path / "job.sh"
     job.write_text(JOB)
     run = " ".join(command("run", "-q", "--", "sh", str(job)))
-    loop = f'for i in $(seq {JOBS}); do {run} & jobs="$jobs $!"; done; for j in $jobs; do wait $j || echo failed $?; done'
+    begin = f'for i in $(seq {JOBS}); do {run} & jobs="$jobs $!"; done'
+    loop = f"{begin}; for j in $jobs; do wait $j || echo failed $?; done"
     env = clean_env(GPULOCKD_SOCKET=daemon.socket, WITNESS=str(tmp_path))
     done = subprocess.run(["bash", "-c", loop], env=env, capture_output=True, text=True, timeout=240)
     assert (done.stdout, done.stderr) == ("", "")

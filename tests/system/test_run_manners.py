@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -261,3 +263,35 @@ def test_a_short_run_loads_nothing_heavy_and_gives_back_at_once(daemon: Daemon) 
     assert not loaded.intersection(("redis", "anyio", "msgspec", "asyncio", "hiredis"))
     told = call(daemon, "events", "--json").stdout
     assert "lock_revoked" not in told.partition("short")[2]
+
+
+def test_a_report_goes_into_a_device_and_never_takes_its_place(daemon: Daemon, tmp_path: Path) -> None:
+    """Root may replace /dev/stdout's target, or /dev/full, for the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert call(daemon, "run", "-q", "--report", str(pipe), "--", "true").returncode == 0
+        assert json.loads(os.read(reader, 65536))["exit"] == 0
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-", "2>&-"])
+def test_the_exit_code_is_kept_where_nothing_can_be_written(daemon: Daemon, closed: str) -> None:
+    """Schedulers start programs so."""
+    line = f"{shlex.join(command('run', '--', 'sh', '-c', 'exit 3'))} {closed}"
+    env = clean_env(GPULOCKD_SOCKET=daemon.socket)
+    done = subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert "Error" not in done.stderr
+
+
+def test_what_a_hook_runs_does_not_join_the_run(daemon: Daemon, tmp_path: Path) -> None:
+    """It would keep on when the run is over, with a GPU that is another's by then."""
+    nested = f"{' '.join(command('run'))} --no-wait -- true; echo $? > {tmp_path}/code"
+    hook = f'[ "$GPULOCKD_EVENT" = granted ] && {{ {nested}; }}'
+    done = call(daemon, "run", "-q", "--hook", hook, "-c", f"until [ -s {tmp_path}/code ]; do sleep 0.05; done")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code").read_text().strip() == "75"

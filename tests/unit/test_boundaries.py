@@ -13,7 +13,7 @@ from gpulockd.daemon import judging
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused
 from gpulockd.errors import ImpossibleRequest
 from gpulockd.units import MEMORY_STEP_MIB, parse_memory_mib
-from tests.unit.test_judging import NOW_S, RULES, Readings, lease, picture
+from tests.unit.test_judging import NOW_S, RULES, lease, picture
 
 
 def on_card(id: str, token: int, *, exclusive: bool) -> Lease:
@@ -68,12 +68,12 @@ def test_an_alert_says_what_its_rule_says_now() -> None:
 
 def test_only_holders_bring_something_to_do() -> None:
     """A claim has no age, so nobody looks again for its sake."""
-    assert judging.next_look_s(picture(lease(1)), Readings(), RULES, NOW_S) < float("inf")
-    assert judging.next_look_s(picture(lease(1, state="claim")), Readings(), RULES, NOW_S) == float("inf")
+    assert judging.next_look_s(picture(lease(1)), judging.Readings(), RULES, NOW_S) < float("inf")
+    assert judging.next_look_s(picture(lease(1, state="claim")), judging.Readings(), RULES, NOW_S) == float("inf")
 
 
 def test_a_size_that_no_float_holds_is_refused_as_others_are() -> None:
     """JSON may say a number of 400 digits."""
     with pytest.raises(ImpossibleRequest):
         parse_memory_mib(10**400, "memory")
-    assert parse_memory_mib(1, "memory") == MEMORY_STEP_MIB
+    assert parse_memory_mib(1, "memory") == MEMORY_STEP_MIB == 256

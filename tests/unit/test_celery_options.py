@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
 pytest.importorskip("celery")
 
-from gpulockd.contrib.celery import GpuTask
+from gpulockd.contrib.celery import SINCE_HEADER, GpuTask, since_of
 from gpulockd.contrib.celery_options import Options, progress_of
 from gpulockd.errors import ConfigError
 
@@ -68,3 +69,16 @@ def test_celery_is_loaded_by_its_own_module_alone() -> None:
         "gpu_lock(); sys.exit('celery' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("said", ["abc", "inf", "nan", float("inf"), float("nan"), 10**400, [1], None, "", 1e300])
+def test_a_time_that_no_clock_has_is_now(said: Any) -> None:
+    """Anybody may send a message; a header must not end a task or shorten its wait."""
+    assert abs(since_of({SINCE_HEADER: said}) - time.time()) < 60
+
+
+def test_since_when_it_waits_is_what_the_message_says() -> None:
+    """The wait goes on over its retries."""
+    then_s = time.time() - 500
+    assert (since_of({SINCE_HEADER: str(then_s)}), since_of({SINCE_HEADER: then_s})) == (then_s, then_s)
+    assert since_of({SINCE_HEADER: -5}) == 0.0

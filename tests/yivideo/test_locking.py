@@ -26,6 +26,7 @@ from gpulockd.compat.yivideo import (
     lock_manager,
     release_gpu_lock,
 )
+from gpulockd.errors import ConfigError
 from tests.pools import client_here, environment, offer, simulated, snapshot
 from tests.servers import Server
 from tests.states import until_blocking
@@ -156,6 +157,13 @@ def test_the_documented_manual_form(here: None, server: Server, pool: str) -> No
         "ownership_violations": 2,
     }
     assert holder(server, pool) == []
+
+
+@pytest.mark.parametrize("config", ["x", 5, [("max_wait_time", 1)]])
+def test_a_configuration_that_is_no_mapping_is_refused_in_words(config: Any) -> None:
+    """An AttributeError of ours says nothing to who passed the wrong thing."""
+    with pytest.raises(ConfigError, match="no mapping"):
+        SmartGpuLockManager().acquire_lock_with_smart_polling("manual", KEY, config)
 
 
 def test_the_thread_that_has_a_lock_joins_it(here: None, server: Server, pool: str) -> None:

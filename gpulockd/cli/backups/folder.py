@@ -75,8 +75,11 @@ def drop_old(folder: str, pool: str, most: int) -> list[str]:
 
 
 def _looked_at(path: str) -> Kept:
-    size = os.path.getsize(path)
+    size = 0
     try:
+        size = os.stat(path).st_size
         return Kept(path, size, pack.read(path).head)
+    except OSError as wrong:
+        return Kept(path, size, {}, str(wrong.strerror))
     except CommandError as wrong:
         return Kept(path, size, {}, wrong.what.removeprefix(f"{path}: "))

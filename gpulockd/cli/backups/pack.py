@@ -6,11 +6,13 @@ cut, damaged, foreign, or of a later format is refused as a whole.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -18,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpulockd.cli.backups import parts
 from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, USAGE, CommandError
 
 Record = dict[str, Any]
@@ -69,7 +72,9 @@ def read(path: str) -> Backup:
     if NAMED not in head:
         raise _foreign(path)
     made = head[NAMED]
-    if not isinstance(made, int) or made > FORMAT:
+    if not isinstance(made, int) or isinstance(made, bool) or made < 1:
+        raise _foreign(path)
+    if made > FORMAT:
         by = head.get("made_by", "a later one")
         what = f"{path}: format {made} of gpulockd {by}, and this one reads up to {FORMAT}"
         raise CommandError(what, "update gpulockd, and try again", USAGE)
@@ -77,9 +82,17 @@ def read(path: str) -> Backup:
         raise _torn(path, "it ends after its first line")
     _check_end(path, [first, *rest[:-1]], _object(path, rest[-1]))
     backup = Backup(path, head)
-    for text in rest[:-1]:
-        line = _object(path, text)
-        backup.parts.setdefault(str(line.pop("part", "")), []).append(line)
+    for number, text in enumerate([first, *rest[:-1]], 1):
+        try:
+            if number == 1:
+                parts.head(text)
+                continue
+            part, line = parts.read(text)
+        except ValueError as wrong:
+            raise _malformed(path, number, str(wrong)) from None
+        if part in parts.ONLY_ONE and part in backup.parts:
+            raise _malformed(path, number, f"it has a second {part!r}")
+        backup.parts.setdefault(part, []).append(line)
     return backup
 
 
@@ -119,15 +132,27 @@ def _sync(folder: str) -> None:
 
 def _is_ours(path: str) -> bool:
     try:
-        with gzip.open(path, "rb") as file:
+        with _opened(path) as raw, gzip.GzipFile(fileobj=raw) as file:
             return file.read(len(NAMED) + 3) == f'{{"{NAMED}"'.encode()
     except (OSError, EOFError, zlib.error):
         return False
 
 
+def _opened(path: str) -> io.BufferedReader:
+    """Open a file that has its bytes; a pipe would be waited for, and a device has no end.
+
+    :raises OSError: if it cannot be opened, or is something else
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file")
+    return os.fdopen(descriptor, "rb")
+
+
 def _lines(path: str) -> list[bytes]:
     try:
-        with gzip.open(path, "rb") as file:
+        with _opened(path) as raw, gzip.GzipFile(fileobj=raw) as file:
             content = file.read(MOST_BYTES + 1)
     except PermissionError:
         raise CommandError(
@@ -161,7 +186,7 @@ def _check_end(path: str, lines: list[bytes], end: Record) -> None:
 def _object(path: str, text: bytes) -> Record:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _foreign(path) from None
     if not isinstance(found, dict):
         raise _foreign(path)
@@ -176,6 +201,11 @@ def _foreign(path: str) -> CommandError:
     return CommandError(
         f"{path}: this is no backup of gpulockd", "'gpulockd backup --list' names those there are", USAGE
     )
+
+
+def _malformed(path: str, number: int, why: str) -> CommandError:
+    what = f"{path}, line {number}: this is nothing that gpulockd has written ({why[:200]})"
+    return CommandError(what, "nothing was changed; 'gpulockd backup --list' names those that are whole", NEGATIVE)
 
 
 def _torn(path: str, why: str) -> CommandError:

@@ -33,6 +33,13 @@ def filled(tree: dict[str, Any], ways: list[Way], known: dict[str, Any]) -> tupl
     return made, missing
 
 
+def leads_to_marks(tree: dict[str, Any], ways: list[Way]) -> bool:
+    """Whether each way ends at a value of its own in the tree, as `unsaid` tells them."""
+    if len({tuple(way) for way in ways}) != len(ways):
+        return False
+    return all(way and _at(tree, way) is not None and not isinstance(_at(tree, way), dict) for way in ways)
+
+
 def _differing(said: Any, marked: Any, way: Way) -> list[Way]:
     if isinstance(said, dict) and isinstance(marked, dict):
         return [found for name in said for found in _differing(said[name], marked.get(name), [*way, name])]

@@ -10,13 +10,16 @@ from gpulockd.cli.doctoring.finding import Finding, Host, fail, ok, warn
 from gpulockd.client.finding import Whereabouts, find_store
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger.address import without_secret
-from gpulockd.ledger.examination import Examined, Foreign, examine, foreign_keys
+from gpulockd.ledger.examination import Examined, Foreigners, examine, foreign_keys
+from gpulockd.ledger.keys import FLEET_POOLS
 from gpulockd.ledger.store import OLDEST_VERSION
+from gpulockd.model import GPU_KEY_PREFIX
 
 CHECK = "redis"
 SLOW_MS = 20.0
 SKEW_S = 2.0
 FULL = 0.9
+MOST_NAMED = 10
 FROM_YIVIDEO, FROM_REDIS_LOCK = "docs/migrate-yivideo.md", "docs/migrate-redis-lock.md"
 
 
@@ -37,6 +40,7 @@ def look(host: Host) -> Iterator[Finding]:
         yield fail(CHECK, wrong.message, "'gpulockd doctor --redis-acl' prints what a user needs")
         return
     yield from judge(seen, is_private=_is_private(found.url, host))
+    yield from _unfit(seen)
     yield from judge_foreign(seen)
     yield from _of_yivideo()
 
@@ -114,9 +118,18 @@ def _keeping(info: dict[str, Any], is_private: bool) -> Iterator[Finding]:
         yield warn(CHECK, text, "CONFIG SET appendonly yes (and in redis.conf)")
 
 
+def _unfit(seen: Examined) -> Iterator[Finding]:
+    if not seen.unfit:
+        return
+    names = [f'"{ascii(name)[2:-1]}"' for name in seen.unfit[:MOST_NAMED]]
+    more = f" and {len(seen.unfit) - MOST_NAMED:,} more" if len(seen.unfit) > MOST_NAMED else ""
+    what = f"the list of pools names what can be none: {', '.join(names)}{more}; it is passed over"
+    yield warn(CHECK, what, f"in redis-cli: SREM {FLEET_POOLS} {names[0]}")
+
+
 def judge_foreign(seen: Examined) -> Iterator[Finding]:
     """Say which other locks are in the store."""
-    if seen.foreign:
+    if seen.foreign.named:
         yield from _named(seen.foreign)
     elif not seen.searched:
         yield ok("foreign keys", "not looked for: this user of Redis may not, or there are too many keys")
@@ -124,8 +137,8 @@ def judge_foreign(seen: Examined) -> Iterator[Finding]:
         yield ok("foreign keys", "no other lock has keys of these names in it")
 
 
-def _named(foreign: tuple[Foreign, ...]) -> Iterator[Finding]:
-    for key in foreign:
+def _named(foreign: Foreigners) -> Iterator[Finding]:
+    for key in foreign.named[:MOST_NAMED]:
         where = f"{key.key!r} in database {key.db}"
         if key.kind == "YiVideo":
             text = f"{where} is YiVideo's own lock, held by {key.value!r}: it does not keep gpulockd's holders out"
@@ -134,6 +147,10 @@ def _named(foreign: tuple[Foreign, ...]) -> Iterator[Finding]:
             text = f"{where} is a lock of {key.kind}: it does not keep gpulockd's holders out"
             cure = f"let that program use gpu_lock({key.key.removeprefix('lock:')!r}); {FROM_REDIS_LOCK}"
         yield fail("foreign keys", text, cure)
+    more = foreign.more + len(foreign.named[MOST_NAMED:])
+    if more:
+        text = f"and {more:,} more keys of such names"
+        yield fail("foreign keys", text, f"redis-cli --scan --pattern '{GPU_KEY_PREFIX}*' lists them")
 
 
 def _of_yivideo() -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from gpulockd.clock import wall_ms
 from gpulockd.compat.yivideo import figures, holds, pool
 from gpulockd.compat.yivideo.lock import gpu_lock
 from gpulockd.compat.yivideo.status import get_gpu_lock_status, hearing
-from gpulockd.errors import GpuLockTimeout, LeaseLost, StoreUnavailable, WouldDeadlock
+from gpulockd.errors import ConfigError, GpuLockTimeout, LeaseLost, StoreUnavailable, WouldDeadlock
 from gpulockd.model import DEFAULT_KEY
 from gpulockd.units import check_key
 
@@ -46,9 +46,11 @@ class SmartGpuLockManager:
 
         :param config: `max_wait_time`, `poll_interval`, `lock_timeout` (in seconds); what is left out is the pool's
         :returns: False if the wait was too long, or Redis was away when it was over; the log says which
-        :raises ConfigError: for a value that is no duration
+        :raises ConfigError: for a value that is no duration, or a `config` that is no mapping
         :raises ImpossibleRequest: for a key that cannot be locked
         """
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(f"config: {config!r} is no mapping; say for example {{'max_wait_time': 300}}")
         said = {name: config[key] for key, name in TIMES.items() if config and config.get(key) is not None}
         lock = gpu_lock(check_key(lock_key), task=task_name, **said)
         try:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from gpulockd.daemon.admission import Admit, Hello, Leave
 from gpulockd.daemon.assertions import GuardsWord
 from gpulockd.daemon.callers import Caller
-from gpulockd.daemon.fence import Fence, Lease, Party
+from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.settling import LOST_BY, UNHEARD_S
 from gpulockd.hardware.processes.identity import Process
@@ -37,8 +37,7 @@ class Daemon(Member):
         self.serves = False
         self.callers: list[tuple[Caller, GuardLink]] = []
         record, self.news = site.record, Signal()
-        fence = Fence() if self.world.bug == "no_record" else record.read()
-        self.guard = Guard(fence, cast("Any", record), cast("Any", Followed()), cast("Any", Watched(self)))
+        self.guard = Guard(record.read(), cast("Any", record), cast("Any", Followed()), cast("Any", Watched(self)))
         self.guard.is_first = self.guard.doubtful = not record.was_read
         record.was_read = True
         self.guard.on_change = self.news.kick

@@ -40,6 +40,7 @@ class GuardLink:
         self._heard_at = -1e9
         self._unread = False
         self._admitted: dict[str, int] = {}
+        self._named: dict[str, int] = {}
         self._asked: dict[str, tuple[int, Task, int, Entry, tuple[str, ...]]] = {}
         self._trying = False
         self._pause_s = RETRY_S
@@ -59,6 +60,7 @@ class GuardLink:
         def wait(task: Task) -> None:
             client = self.client
             client.highest_token = max(client.highest_token, token)
+            self._named[entry.id] = token
             if self._admitted.get(entry.id) == token:
                 client.world.after(0.0, client.hear, task.wake, task.turn)
                 return
@@ -72,9 +74,9 @@ class GuardLink:
 
     def leave(self, entry: Entry) -> None:
         """The body is over, or will not begin."""
-        token = self._admitted.pop(entry.id, 0)
-        asked = self._asked.pop(entry.id, None)
-        token = asked[0] if asked is not None else token
+        admitted, token = self._admitted.pop(entry.id, 0), self._named.pop(entry.id, 0)
+        token = token or admitted
+        self._asked.pop(entry.id, None)
         if token and self._daemon is not None:
             self._say(Leave(lease=entry.id, token=token, lost=bool(entry.lost)))
 
@@ -159,7 +161,6 @@ class GuardLink:
             return
         del self._asked[id]
         if "refused" in words:
-            self._say(Leave(lease=id, token=token))
             return asked[1].wake(asked[2], None, NotAdmitted())
         self._admitted[id] = token
         return asked[1].wake(asked[2])

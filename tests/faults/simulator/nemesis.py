@@ -12,8 +12,11 @@ from tests.faults.simulator.site import Site
 from tests.faults.simulator.store import Store
 from tests.faults.simulator.world import World
 
-FAULTS_S = 35.0
+FAULTS_S = 55.0
 """How long things break, in true seconds."""
+
+BEGIN_S = 25.0
+"""Within which they begin to break: what lasts longer than a session must find its time."""
 
 JUMP_EVERY_S = 25.0
 """Belief outlasts one jump of the store's clock in a session's life, as the documentation says."""
@@ -44,7 +47,7 @@ class Nemesis:
         if any(site.is_guarded for site in sites):
             kinds += [self.kill_daemon, self.kill_daemon, self.stop_daemon]
         for _ in range(world.dice.randint(1, 7)):
-            at_s, kind = world.dice.uniform(2.0, FAULTS_S), world.dice.choice(kinds)
+            at_s, kind = world.dice.uniform(1.0, BEGIN_S), world.dice.choice(kinds)
             world.after(at_s, self._do, kind)
         world.after(FAULTS_S, self.end)
 
@@ -77,23 +80,26 @@ class Nemesis:
         return max(0.1, min(self.world.dice.uniform(0.1, most_s), FAULTS_S - self.world.now))
 
     def _one(self, site: Site) -> Client | None:
-        living = [client for client in site.clients.values() if client.alive]
+        living = [client for client in site.clients.values() if client.alive and client.name in site.processes]
         return self.world.dice.choice(living) if living else None
 
     # Programs
 
-    def kill(self, site: Site) -> str:
-        """A program dies; a holder rather than a waiter."""
+    def _victim(self, site: Site) -> Client | None:
+        """A holder rather than a waiter."""
         holders = [client for client in site.clients.values() if client.alive and client.in_body]
-        client = self.world.dice.choice(holders) if holders and self.world.dice.random() < 0.6 else self._one(site)
+        return self.world.dice.choice(holders) if holders and self.world.dice.random() < 0.7 else self._one(site)
+
+    def kill(self, site: Site) -> str:
+        """A program dies."""
+        client = self._victim(site)
         if client is not None:
             site.kill(client)
         return str(client)
 
     def stop(self, site: Site) -> str:
         """A program stands still for a while."""
-        busy = [c for c in site.clients.values() if c.alive and c.table]
-        client = self.world.dice.choice(busy) if busy else self._one(site)
+        client = self._victim(site)
         if client is not None:
             client.stop()
             self.world.after(self._lasts(45.0), client.go_on)
@@ -103,12 +109,12 @@ class Nemesis:
         """A program stands still with its answer unread."""
         client = self._one(site)
         if client is not None:
-            client.trapped_s = self._lasts(45.0)
+            client.trapped_s = self.world.dice.uniform(0.1, 45.0)
         return str(client)
 
     def cut_one(self, site: Site) -> str:
         """One program's connections are dead."""
-        client = self._one(site)
+        client = self._victim(site)
         if client is not None:
             client.cut_until = self.world.now + self._lasts(40.0)
         return str(client)

@@ -20,7 +20,6 @@ BUGS = {
     "request_twice": "a repeated request takes another place",
     "token_reset": "the tokens begin anew when the store has lost its data",
     "no_wait_for_death": "a lost lease's gpu is handed on before its processes have gone",
-    "no_record": "a daemon that starts again has forgotten whom it had let in",
     "no_poll": "waits for doorbells alone: no polling, no repair by echoes",
     "belief_from_answer": "belief is counted from the answer, not from the question",
     "no_freeze": "grants at once whatever the store has lost",

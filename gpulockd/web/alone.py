@@ -1,0 +1,65 @@
+"""A process that holds by its pid does not ask for more: it would wait for itself, which nobody can end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from gpulockd.errors import StoreUnavailable
+from gpulockd.model import Process, TicketRecord
+from gpulockd.web.backend import Backend
+from gpulockd.web.problems import HoldsAlready
+from gpulockd.web.wanting import Plan
+
+OTHER_S = 2.0
+"""How long another request for the same process may take to be over (in seconds): one that was just cut short does."""
+
+
+@asynccontextmanager
+async def alone(backend: Backend, plan: Plan) -> AsyncIterator[None]:
+    """Be the only request for the process that the plan names, which holds nothing yet.
+
+    From the grant on the ledger says that it holds, so the next request finds one of both.
+
+    :raises HoldsAlready: if it holds, or another request for it is open
+    """
+    process = plan.process
+    if plan.pid is None or not process.started_ticks:
+        yield
+        return
+    who = process.pid, process.started_ticks
+    with anyio.move_on_after(OTHER_S):
+        while who in backend.asking:
+            await backend.asking[who].wait()
+    if who in backend.asking:
+        hint = "wait for that, or end it; several gpus are had by one request, such as -n 2"
+        raise HoldsAlready(f"pid {process.pid} asks for a GPU already", hint)
+    over = backend.asking[who] = anyio.Event()
+    try:
+        held = await _held_by(backend, process)
+        if held is not None:
+            hint = f"use it, or 'gpulockd release {held.id}' first; several gpus are had by one request, such as -n 2"
+            keys = ", ".join(held.gpus)
+            raise HoldsAlready(f"pid {process.pid} holds {keys} already (lease {held.id})", hint, held=held.gpus)
+        yield
+    finally:
+        del backend.asking[who]
+        over.set()
+
+
+async def _held_by(backend: Backend, process: Process) -> TicketRecord | None:
+    try:
+        seen = await backend.look()
+    except StoreUnavailable:
+        return None  # the wait goes on until the store is back
+    return next((lease for lease in seen.leases if _is_same(lease.process, process)), None)
+
+
+def _is_same(one: Process | None, other: Process) -> bool:
+    return one is not None and (one.pid, one.started_ticks, one.boot_id) == (
+        other.pid,
+        other.started_ticks,
+        other.boot_id,
+    )
