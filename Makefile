@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test run bench demo faults soak test-performance test-gpu install-service dist deb docs clean vendor vendor-free
+.PHONY: audit help venv check test run bench demo faults soak test-performance test-gpu install-service dist deb docs clean vendor vendor-free
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 28
@@ -67,6 +67,11 @@ test-performance: venv  ## the performance and stress tests at their documented 
 
 faults: venv  ## break it on purpose: every row of the fault matrix (ARGS="--row 18" for one)
 	$(BIN)/python -m tests.faults --workers $(WORKERS) $(ARGS)
+
+audit: venv  ## known vulnerabilities of the locked packages (needs PyPI and pip-audit)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit; \
+	timeout 180 $(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip -r requirements-dev.lock; code=$$?; \
+	if [ $$code = 124 ]; then echo 'make: the list of vulnerabilities cannot be reached; nothing is proven' >&2; fi; exit $$code
 
 vendor:  ## fetch the page's chart library again through npm, and compare its digests
 	@set -euo pipefail; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,26 +10,29 @@ import anyio
 
 from gpulockd.errors import StoreUnavailable
 from gpulockd.model import Process, TicketRecord
+from gpulockd.web.auth import Caller
 from gpulockd.web.backend import Backend
 from gpulockd.web.problems import HoldsAlready
-from gpulockd.web.wanting import Plan
+from gpulockd.web.wanting import Plan, check_pid
 
 OTHER_S = 2.0
 """How long another request for the same process may take to be over (in seconds): one that was just cut short does."""
 
 
 @asynccontextmanager
-async def alone(backend: Backend, plan: Plan) -> AsyncIterator[None]:
+async def alone(backend: Backend, plan: Plan, caller: Caller) -> AsyncIterator[None]:
     """Be the only request for the process that the plan names, which holds nothing yet.
 
     From the grant on the ledger says that it holds, so the next request finds one of both.
 
+    :raises CannotHold: if the caller may not hold a lease for it: strangers learn nothing else of it
     :raises HoldsAlready: if it holds, or another request for it is open
     """
     process = plan.process
     if plan.pid is None or not process.started_ticks:
         yield
         return
+    os.close(check_pid(plan.pid, caller, backend.api_socket, backend.store_pid()))
     who = process.pid, process.started_ticks
     with anyio.move_on_after(OTHER_S):
         while who in backend.asking:

@@ -47,7 +47,7 @@ async def ask_lease(visit: Visit) -> Stream:
     async def work(write: Write) -> None:
         backend.waiters[who] += 1
         try:
-            async with alone(backend, plan):
+            async with alone(backend, plan, caller):
                 await Holding(backend, plan, caller, ends_session=not shared).run(write)
         finally:
             backend.waiters[who] -= 1

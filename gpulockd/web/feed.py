@@ -92,7 +92,7 @@ class Feed:
                     await self._catch_up()
                     pause_s = RETRY_S
                     while True:
-                        self._take(await subscription.next())
+                        self._hear(await subscription.next())
                 finally:
                     with anyio.CancelScope(shield=True):
                         await subscription.aclose()
@@ -114,6 +114,14 @@ class Feed:
                 self._take(row)
             if len(rows) < PAGE:
                 return
+
+    def _hear(self, json: bytes) -> None:
+        """Take what the channel says; others may write to it too, and what is no event is passed over."""
+        try:
+            _read(json)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        self._take(json)
 
     def _take(self, json: bytes) -> None:
         event = _read(json)

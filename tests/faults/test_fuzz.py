@@ -164,7 +164,6 @@ def test_no_message_to_a_session_costs_a_lease_or_grants_one(valkey_server: Serv
         process.say_goodbye()
 
 
-@pytest.mark.xfail(reason="the web's feed trusts its channel; a patch is reported", strict=False)
 def test_no_message_to_the_daemons_channels_ends_it() -> None:
     """A daemon that dies of a message dies again at the next one."""
     with one_daemon(config=QUICK) as daemon, redis.Redis(unix_socket_path=str(daemon.runtime / "store.sock")) as store:
