@@ -172,7 +172,7 @@ class GuardLink(asyncio.Protocol):
             "session": self.session.id,
             "as_of": max(self.session.highest_token, *(entry.token for entry in entries), 0),
             "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
-            "known": [entry.id for entry in entries if entry not in held],
+            "known": [entry.id for entry in entries if entry not in held and entry.state != "ending"],
         }
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

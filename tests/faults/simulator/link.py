@@ -109,7 +109,7 @@ class GuardLink:
             session=client.session,
             as_of=max(client.highest_token, *(e.token for e in entries), 0),
             held=[_words(e, e.token, e.gpus) for e in held],
-            known=[e.id for e in entries if e not in held],
+            known=[e.id for e in entries if e not in held and e.state != "ending"],
         )
         client.after(CONNECT_S, self._expect, caller)
         return self._say(said)

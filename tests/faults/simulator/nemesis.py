@@ -166,16 +166,19 @@ class Nemesis:
         self.store.flush()
         return ""
 
-    def roll_back(self, site: Site) -> None:
+    def roll_back(self, site: Site) -> str:
         """It loses the last second."""
+        if self.store.jumped_ms < 0:
+            return BACK_IN_TIME
         state = self.store.saved()
         down_s = self._lasts(10.0)
 
         def crash() -> None:
-            if self.store.up:
+            if self.store.up and self.store.jumped_ms >= 0:
                 self.store.crash(down_s, state)
 
         self.world.after(self.world.dice.uniform(0.1, 1.0), crash)
+        return ""
 
     def stall(self, site: Site) -> None:
         """It answers nobody for a while."""
