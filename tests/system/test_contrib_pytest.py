@@ -47,9 +47,11 @@ def run_pytest(
         f"[pytest]\naddopts = -p xdist -p gpulockd.contrib.pytest -ra\n{textwrap.dedent(ini)}"
     )
     socket = daemon.socket if daemon is not None else str(folder / "nowhere/api.sock")
+    env = clean_env(GPULOCKD_SOCKET=socket, TEST_FOLDER=str(folder), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(folder)],
-        env=clean_env(GPULOCKD_SOCKET=socket, TEST_FOLDER=str(folder), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        # This test may itself be one of a worker's.
+        env={name: value for name, value in env.items() if not name.startswith("PYTEST_XDIST_")},
         cwd=folder,
         capture_output=True,
         text=True,

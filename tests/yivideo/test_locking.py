@@ -197,6 +197,10 @@ def test_a_run_releases_its_own_lease_only(here: None, server: Server, pool: str
         assert stale.wait(30)
         assert release_gpu_lock()  # an operator takes it
         assert two.submit(lock_manager.acquire_lock_with_smart_polling, "ocr", KEY, {"max_wait_time": 60}).result()
+        sessions = process.belongings().sessions
+        until_blocking(
+            lambda: len([e for session in sessions.values() for e in session.table.held()]) == 1
+        )  # it has heard
         lost.set()
         assert ending.result() == (False, False)
         assert [task for task, _ in holder(server, pool)] == ["ocr"]
