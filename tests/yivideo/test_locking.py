@@ -253,7 +253,7 @@ def test_a_soft_time_limit_while_it_begins_leaves_no_lock(here: None, server: Se
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("where", ["leave", "call", "start_task_soon", "result"])
+@pytest.mark.parametrize("where", ["leave", "call", "_begin", "call_soon_threadsafe"])
 def test_a_soft_time_limit_while_it_ends_leaves_no_lock(here: None, server: Server, pool: str, where: str) -> None:
     """The release is on its way when the handler raises: whatever it was about to call, the portal does the rest."""
 
