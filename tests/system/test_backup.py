@@ -194,7 +194,11 @@ def test_what_is_torn_foreign_or_newer_is_refused_and_changes_nothing(daemon: Da
         "torn": (file.read_bytes()[: len(file.read_bytes()) // 2], 1, "damaged"),
         "cut": (gzip.compress(b"".join(lines[:-1])), 1, "damaged"),
         "changed": (gzip.compress(content.replace(b"ocr", b"0cr")), 1, "checksum"),
-        "flipped": (file.read_bytes()[:-9] + b"\0" + file.read_bytes()[-8:], 1, "damaged"),
+        "flipped": (
+            file.read_bytes()[:-8] + bytes([file.read_bytes()[-8] ^ 0xFF]) + file.read_bytes()[-7:],
+            1,
+            "damaged",
+        ),
         "newer": (gzip.compress(newer), 2, "update gpulockd"),
         "foreign": (gzip.compress(b'{"a": 1}\n'), 2, "no backup"),
         "text": (b"hello", 2, "no backup"),
