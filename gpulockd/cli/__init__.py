@@ -5,7 +5,6 @@ Its law: what a short command loads is the standard library only.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -112,6 +111,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _meant(name: str) -> str:
+    difflib = import_module("difflib")  # slow to load, and seldom needed
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

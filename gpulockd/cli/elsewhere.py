@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from urllib.parse import urlsplit
+from importlib import import_module
 
 from gpulockd import places
 from gpulockd.cli.talk import say
@@ -45,7 +45,7 @@ def _hello(folder: str) -> dict[str, object]:
 
 def _place(url: str) -> tuple[str, str, str]:
     """What of a URL says which store it is: no user, no password, and no default spelt out."""
-    parts = urlsplit(url)
+    parts = import_module("urllib.parse").urlsplit(url)  # slow to load, and seldom needed
     host = parts.netloc.rpartition("@")[2].lower()
     path = parts.path.rstrip("/")
     if parts.scheme in ("redis", "rediss"):

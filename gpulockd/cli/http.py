@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from importlib import import_module
 from typing import Any
-from urllib.parse import quote
 
 from gpulockd import places
+from gpulockd.cli.connection import Answer, Connection, listens
 from gpulockd.cli.talk import NEGATIVE, NO_DAEMON, NOT_PERMITTED, USAGE, CommandError
 
 ANSWER_DEADLINE_S = 5.0
-CROWDED_S = 0.02
 START_HINT = "start it with 'gpulockd serve' or 'systemctl start gpulockd'"
 
 _CODES = {400: USAGE, 401: NOT_PERMITTED, 403: NOT_PERMITTED, 404: NEGATIVE, 422: USAGE}
@@ -59,34 +56,12 @@ class DaemonDown(CommandError):
         super().__init__(f"cannot reach the daemon at {path} ({why})", hint, code)
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """A connection to the unix socket `path`; each wait for bytes ends after `timeout_s` (None: never)."""
-
-    def __init__(self, path: str, timeout_s: float | None) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self.path = path
-        self.door: socket.socket | None = None
-
-    def connect(self) -> None:
-        """:raises OSError: if nobody listens there"""
-        self.sock = self.door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.settimeout(self.timeout)
-            _connect(self.sock, self.path)
-        except OSError:
-            self.sock.close()
-            raise
-
-
 class Stream:
     """An answer that comes line by line."""
 
-    def __init__(self, connection: UnixConnection, response: http.client.HTTPResponse) -> None:
+    def __init__(self, connection: Connection, answer: Answer) -> None:
         self._connection = connection
-        self._response = response
-        # Not `connection.sock`: a response that ends with its connection has taken that over.
-        assert connection.door is not None
-        self._sock = connection.door
+        self._answer = answer
 
     def __enter__(self) -> Stream:
         return self
@@ -99,34 +74,25 @@ class Stream:
 
         :raises OSError: if the connection breaks or is silent for too long
         """
-        while True:
-            try:
-                line = self._response.readline()
-            except http.client.HTTPException as cut:
-                raise ConnectionError(str(cut)) from cut
-            if not line:
-                return
+        while line := self._answer.readline():
             yield line.rstrip(b"\r\n")
 
     def leave(self, deadline_s: float) -> Iterator[bytes]:
         """Say that nothing more is wanted, and hear what was still under way for at most `deadline_s` a line."""
         try:
-            self._sock.settimeout(deadline_s)
-            self._sock.shutdown(socket.SHUT_WR)
+            self._connection.wait_at_most(deadline_s)
+            self._connection.shut(socket.SHUT_WR)
             yield from self.lines()
         except OSError:
             return
 
     def hang_up(self) -> None:
         """End it from another thread: who reads it sees its end."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        self._connection.shut(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
-        self._response.close()
         self._connection.close()
-        self._sock.close()
 
 
 class Daemon:
@@ -134,7 +100,7 @@ class Daemon:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._connection: UnixConnection | None = None
+        self._connection: Connection | None = None
 
     def __enter__(self) -> Daemon:
         return self
@@ -155,13 +121,14 @@ class Daemon:
         :raises DaemonDown: if it does not answer
         """
         if self._connection is None:
-            self._connection = UnixConnection(self.path, ANSWER_DEADLINE_S)
-        response = self._send(self._connection, method, path, body, {})
+            self._connection = Connection(self.path, ANSWER_DEADLINE_S)
+        answer = self._send(self._connection, method, path, body, {})
         try:
-            answer = json.loads(response.read() or b"{}")
-        except (OSError, http.client.HTTPException, ValueError) as cut:
+            said = json.loads(answer.read() or b"{}")
+        except (OSError, ValueError) as cut:
+            self._connection.close()
             raise DaemonDown(self.path, f"its answer broke off: {cut}") from cut
-        return answer if isinstance(answer, dict) else {"answer": answer}
+        return said if isinstance(said, dict) else {"answer": said}
 
     def stream(
         self,
@@ -176,29 +143,26 @@ class Daemon:
         :raises Refused: if the daemon answers with a problem
         :raises DaemonDown: if it does not answer
         """
-        connection = UnixConnection(self.path, silence_s)
+        connection = Connection(self.path, silence_s)
         try:
             return Stream(connection, self._send(connection, method, path, body, headers or {}))
         except Refused:
             connection.close()
             raise
 
-    def _send(
-        self, connection: UnixConnection, method: str, path: str, body: object, headers: dict[str, str]
-    ) -> http.client.HTTPResponse:
+    def _send(self, connection: Connection, method: str, path: str, body: object, headers: dict[str, str]) -> Answer:
         if body is not None:
             headers = headers | {"Content-Type": "application/json"}
         try:
-            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
-            response = connection.getresponse()
-            if response.status >= 400:
-                raise Refused(response.status, _problem(response.read()))
+            answer = connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            if answer.status >= 400:
+                raise Refused(answer.status, _problem(answer.read()))
         except PermissionError as refused:
             raise DaemonDown(self.path, "not permitted", NOT_PERMITTED) from refused
-        except (OSError, http.client.HTTPException) as away:
+        except OSError as away:
             connection.close()
             raise DaemonDown(self.path, _why(away)) from away
-        return response
+        return answer
 
 
 def find() -> Daemon:
@@ -219,31 +183,12 @@ def find() -> Daemon:
     raise DaemonDown(candidates[0][1], "no such socket")
 
 
-def _connect(door: socket.socket, path: str) -> None:
-    """Connect, also where so many do at this moment that the kernel says "try again".
-
-    :raises OSError: if nobody listens there, or nobody is let in for too long
-    """
-    ends_at = time.monotonic() + ANSWER_DEADLINE_S
-    while True:
-        try:
-            return door.connect(path)
-        except BlockingIOError:
-            if time.monotonic() >= ends_at:
-                raise
-        time.sleep(CROWDED_S)
-
-
 def segment(text: str) -> str:
     """A text as one segment of a path."""
-    return quote(text, safe="")
-
-
-def listens(path: str) -> bool:
-    """Whether somebody takes connections at a unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.settimeout(ANSWER_DEADLINE_S)
-        return door.connect_ex(path) == 0
+    if text.isascii() and text.replace("-", "").replace("_", "").isalnum():
+        return text
+    quoted: str = import_module("urllib.parse").quote(text, safe="")  # slow to load, and seldom needed
+    return quoted
 
 
 def _is_ours(folder: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from gpulockd import places
 from gpulockd.cli import http
+from gpulockd.cli.connection import listens
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError, say
 
@@ -72,7 +73,7 @@ def _folders(named: str | None) -> tuple[list[str], str]:
     if told:
         return [told], ""
     door = places.runtime_candidates()[0][1]
-    answers = http.listens(door)
+    answers = listens(door)
     if os.environ.get("GPULOCKD_SOCKET") and not answers:
         down = http.DaemonDown(door, "no answer")
         down.hint += "; or name its state folder by --state-dir"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import sys
 from collections.abc import Sequence
 
 from gpulockd import __version__
@@ -16,7 +16,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser("version", "Print the version.")
     parser.json_flag()
     if parser.parse_args(words).json:
-        print(json.dumps({"gpulockd": __version__, "python": platform.python_version()}))
+        print(json.dumps({"gpulockd": __version__, "python": sys.version.split()[0]}))
     else:
         print(f"gpulockd {__version__}")
     return OK

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpulockd import __version__, places
 from gpulockd.cli import http
+from gpulockd.cli.connection import listens
 from gpulockd.cli.doctoring.finding import Finding, Host, fail, ok, warn
 from gpulockd.cli.records import name_of, seconds
 from gpulockd.cli.talk import NOT_PERMITTED, CommandError
@@ -77,7 +78,7 @@ def _absent(down: http.DaemonDown) -> Finding:
 
 
 def _unanswered(down: http.DaemonDown, path: str) -> Finding:
-    if down.code != NOT_PERMITTED and http.listens(path):
+    if down.code != NOT_PERMITTED and listens(path):
         return fail(CHECK, f"the daemon at {path} takes connections and does not answer", f"see '{LOG}'; restart it")
     return fail(CHECK, down.what, down.hint)
 
