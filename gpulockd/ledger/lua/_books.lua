@@ -18,12 +18,13 @@ local books = {
   wall_ms = 0,       -- the server's TIME (ms), for printing
 }
 
+local POOLS_KNOWN = 2048   -- of so many pools what seldom changes is kept from call to call: some 20 KiB each
 local named, names_known = {}, 0   -- meta key of a pool -> all its names
 
 local function names_of(meta_key)
   local found = named[meta_key]
   if found then return found end
-  if names_known > 256 then named, names_known = {}, 0 end
+  if names_known >= POOLS_KNOWN then named, names_known = {}, 0 end
   local base = string.sub(meta_key, 1, -5)
   found = {base = base, pool = string.sub(base, 11, -3)}
   for _, name in ipairs({'meta', 'sessions', 'queue', 'offered', 'gpus', 'due', 'held_back', 'events', 'counters', 'offer'}) do
@@ -102,7 +103,7 @@ local function read_terms(packed)
   end
   found.cards_json, found.told = cards, told(found)
   found.cards, found.offered_keys = gpus.cards_of(cards)
-  if terms_known > 64 then terms_of, terms_known = {}, 0 end
+  if terms_known >= POOLS_KNOWN then terms_of, terms_known = {}, 0 end
   terms_of[packed], terms_known = {__index = found}, terms_known + 1
   return terms_of[packed]
 end
