@@ -103,6 +103,11 @@ def clean(text: str, most: int | None = None) -> str:
     return text if text.isprintable() else "".join(one if one.isprintable() or one in _SPACES else " " for one in text)
 
 
+def sendable(text: str) -> str:
+    """Return a text as it can be sent: bytes of a file's name that are no UTF-8 become "?"."""
+    return text.encode(errors="replace").decode()
+
+
 def check_plain(text: str, name: str) -> str:
     """Return a text that others are shown.
 

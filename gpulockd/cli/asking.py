@@ -8,7 +8,7 @@ from argparse import Namespace
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser, checked, duration
 from gpulockd.errors import ConfigError, ImpossibleRequest
-from gpulockd.units import check_key, parse_duration_s, parse_memory_mib
+from gpulockd.units import check_key, check_plain, parse_duration_s, parse_memory_mib
 
 UNLIMITED_S = 1e9
 """A limit beyond every job's life (in seconds): what `--timeout none` asks for."""
@@ -27,7 +27,8 @@ def add_gpus(parser: Parser) -> None:
     parser.add_argument("--gpu", type=checked(_gpus), metavar="0,2", help="these GPUs, or UUIDs; default any")
     parser.add_argument("--memory", type=checked(_memory), metavar="8G", help="share a card within this much memory")
     parser.add_argument("--timeout", type=checked(_timeout), metavar="2h|none", help="longest hold: then it is ended")
-    parser.add_argument("--task", metavar="NAME", help="what the holder is called; default: the program's name")
+    called = "what the holder is called; default: the program's name"
+    parser.add_argument("--task", type=checked(_task), metavar="NAME", help=called)
 
 
 def add_wait(parser: Parser, *, busy_code: int) -> None:
@@ -97,6 +98,10 @@ def _gpus(text: str) -> tuple[int | str, ...] | None:
 def _memory(text: str) -> str:
     parse_memory_mib(text, "--memory")
     return text
+
+
+def _task(text: str) -> str:
+    return check_plain(text, "--task")
 
 
 def _timeout(text: str) -> float:

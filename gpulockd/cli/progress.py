@@ -12,6 +12,7 @@ from gpulockd.cli import http
 from gpulockd.cli.leases import amend, named
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import OK
+from gpulockd.units import sendable
 
 LONGEST_MESSAGE = 500
 _FRACTION = re.compile(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
@@ -30,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     lease = named(parser, args.lease)
     new: dict[str, object] = {"percent": args.percent}
     if args.message is not None:
-        new["message"] = args.message[:LONGEST_MESSAGE]
+        new["message"] = sendable(args.message[:LONGEST_MESSAGE])
     said = amend(http.find(), lease, new)
     if args.json:
         print(json.dumps(said, indent=2))

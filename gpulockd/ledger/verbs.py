@@ -17,6 +17,7 @@ from gpulockd.ledger.keys import FleetKeys, PoolKeys
 from gpulockd.ledger.lua_files import Script, script
 from gpulockd.model import Gpu, Job, Process, Wants
 from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
+from gpulockd.units import sendable
 
 T = TypeVar("T")
 Reply = list[Any]
@@ -214,7 +215,7 @@ def progress(
     keys: PoolKeys, *, session: str, id: str, token: int, percent: float | None, note: str
 ) -> Call[a.Noted | a.Gone | a.Stale | a.NoSession | a.Unopened]:
     """Say how far the work of a lease is (`percent` 0 to 100). `session` "": its user says it, not its process."""
-    args = (session, id, str(token), "" if percent is None else f"{percent:g}", note)
+    args = (session, id, str(token), "" if percent is None else f"{percent:g}", sendable(note))
     return Call(script("progress"), keys, args, reading.progressed)
 
 

@@ -54,6 +54,23 @@ async def test_a_lease_tells_what_it_is(server: Server, pool: str) -> None:
         assert not lease.living and "ended" in repr(lease)
 
 
+async def test_a_message_that_is_no_text_disturbs_nobody(server: Server, pool: str) -> None:
+    """The name of a file may be any bytes; all tasks of a program share the line on which it is told."""
+    offer(server, pool, simulated(2))
+    with client_here(server.url, pool):
+        async with gpu_lock(gpus=[0]) as lease, asyncio.TaskGroup() as tasks:
+            for n in range(5):
+                tasks.create_task(lease.progress(n, "caf\udce9.wav"))
+            for _ in range(5):
+                tasks.create_task(_pair(1))
+        assert not lease.lost.is_set()
+
+
+async def _pair(gpu: int) -> None:
+    async with gpu_lock(gpus=[gpu]):
+        await asyncio.sleep(0)
+
+
 async def test_decorators_hold_the_lock_around_every_kind_of_function(server: Server, pool: str) -> None:
     """def, async def, methods of both kinds, without arguments; the task is named after the function."""
     offer(server, pool, simulated(1))

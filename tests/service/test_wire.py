@@ -8,8 +8,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import redis
@@ -59,6 +61,44 @@ async def test_each_of_many_tasks_gets_its_own_reply(server: Server) -> None:
         said = await asyncio.gather(*(wired.run(("ECHO", f"{n}" * (1 + 97 * (n % 50)))) for n in range(500)))
         assert said == [(f"{n}" * (1 + 97 * (n % 50))).encode() for n in range(500)]
         assert len(clients(server, "test-wire")) == 1
+
+
+async def test_a_word_that_cannot_be_sent_takes_no_place_in_the_line(server: Server) -> None:
+    """A reply for a command that was never sent would give each later command the reply of the one before."""
+    async with commands(server.url) as wired:
+        await wired.run(("PING",))
+        with pytest.raises(UnicodeEncodeError):
+            await wired.run(("ECHO", "caf\udce9.wav"))
+        said = await asyncio.gather(*(wired.run(("ECHO", str(n))) for n in range(3)))
+        assert said == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("raises", ["sending", "reading"])
+async def test_an_error_in_the_middle_of_a_command_ends_the_connection(server: Server, raises: str) -> None:
+    """A signal handler may raise anywhere; afterwards nobody knows whose the next reply is."""
+    async with commands(server.url) as wired:
+        await wired.run(("PING",))
+        wire = wired._wire
+        assert wire is not None
+        first = asyncio.ensure_future(wired.run(("ECHO", "first")))
+        await asyncio.sleep(0)
+
+        def interrupt(frame: FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_code.co_name == ("write" if raises == "sending" else "_take"):
+                sys.setprofile(None)
+                raise InterruptedError("a signal handler raised here")
+
+        sys.setprofile(interrupt)
+        try:
+            if raises == "sending":
+                with pytest.raises(InterruptedError):
+                    wired.begin(("ECHO", "torn"))
+            with pytest.raises(Broken):
+                await first
+        finally:
+            sys.setprofile(None)
+        said = await asyncio.gather(*(wired.run(("ECHO", str(n))) for n in range(3)))
+        assert said == [b"0", b"1", b"2"] and wired._wire is not wire
 
 
 async def test_a_cancelled_command_takes_its_reply_with_it(server: Server) -> None:

@@ -51,15 +51,22 @@ class Wire(asyncio.BufferedProtocol):
         """Send a command at once. The reply comes as the result; cancelling it drops the reply.
 
         :raises Broken: if the connection has ended
+        :raises UnicodeEncodeError: if a word is no text that can be sent; then nothing was
         """
         if self.why is not None or self._transport is None:
             raise self._copy()
+        packed = hiredis.pack_command(words)  # before it stands in the line: it may be refused
         slot: asyncio.Future[Reply] = self._loop.create_future()
         due = self._loop.time() + self._deadline_s
-        self._line.append((slot, due))
-        if self._timer is None:
-            self._timer = self._loop.call_at(due, self._look)
-        self._transport.write(hiredis.pack_command(words))
+        try:
+            self._line.append((slot, due))
+            if self._timer is None:
+                self._timer = self._loop.call_at(due, self._look)
+            self._transport.write(packed)
+        except BaseException:
+            # A signal handler raised here, so nobody knows whether it was sent: every later reply could be another's.
+            self.abort(Broken("sending a command was interrupted"))
+            raise
         return slot
 
     def descriptors(self) -> list[int]:
@@ -107,6 +114,9 @@ class Wire(asyncio.BufferedProtocol):
                 self._take(reply)
         except hiredis.ProtocolError as garbled:
             self.abort(Broken(f"what it answers cannot be read: {garbled}"))
+        except BaseException:
+            self.abort(Broken("reading an answer was interrupted"))
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
@@ -121,13 +131,14 @@ class Wire(asyncio.BufferedProtocol):
         if not self._line:
             self.abort(Broken(f"it said what nobody had asked for: {str(reply)[:100]}"))
             return
-        slot, _ = self._line.popleft()
+        slot, _ = self._line[0]
         if slot.done():
-            return
-        if isinstance(reply, Refused):
+            pass  # who asked was cancelled
+        elif isinstance(reply, Refused):
             _fail(slot, reply)
         else:
             slot.set_result(reply)
+        self._line.popleft()
 
     def _look(self) -> None:
         """Whether the oldest command is late."""
