@@ -47,3 +47,15 @@ def _ancestors() -> set[int]:
         words = _words(pid)
         pid = int(words[1]) if words else 0
     return found
+
+
+def counts_as_we_do(pid: int) -> bool:
+    """Whether a process that `/proc` shows is of our own pid namespace: in one below, its numbers mean others here.
+
+    `ns/pid` would say it too, but to root only; NSpid has one number for each namespace from ours down to its own.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in file)
+    except OSError:
+        return False

@@ -20,7 +20,7 @@ from gpulockd.settings import GpuLockBlock, Tree
 from gpulockd.units import clean, parse_duration_s
 from gpulockd.web.auth import Caller
 from gpulockd.web.problems import CannotHold, Problem
-from gpulockd.web.unendable import why_unendable
+from gpulockd.web.unendable import counts_as_we_do, why_unendable
 from gpulockd.web.views import ExpectedView
 
 Duration = float | str
@@ -238,14 +238,9 @@ def check_pid(pid: int, caller: Caller, api_socket: str, store_pid: int = 0) -> 
         raise gone from None
     if descriptor < 0:
         raise gone
-    try:
-        if os.stat(f"/proc/{caller.peer.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino:
-            raise FileNotFoundError  # its numbers mean other processes here
-    except PermissionError:
-        pass  # another user's namespace is told to root only; the owner is compared below
-    except OSError:
+    if not counts_as_we_do(caller.peer.pid):
         os.close(descriptor)
-        raise gone from None
+        raise gone
     try:
         # The descriptor is opened first, so the folder read here is that of the process it means, or is gone.
         owner = os.stat(f"/proc/{pid}").st_uid
