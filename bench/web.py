@@ -1,7 +1,9 @@
 """`bench web`: answers of the health route under load with readers of events attached, and whether crowds delay grants.
 
 The load comes at fixed moments, whether or not the answers before have come; an answer's time counts from the moment
-at which its request was due. The crowds are connections that say nothing, and readers that do not read.
+at which its request was due. The same load goes to a bare route beside (`bench.floor`), in turns, while the same
+programs run: what the machine and the asking process add is in both. The crowds are connections that say nothing, and
+readers that do not read.
 """
 
 from __future__ import annotations
@@ -12,19 +14,20 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from statistics import median
 
 import msgspec
 
+from bench.floor import EVENTS, HEALTH
 from bench.host import Host
 from bench.tables import Aim, percentile, show_aims, table
 
-HEALTH = "/api/v1/monitoring/gpu-lock/health"
 PER_SECOND, READERS, WIRES = 500, 100, 32
-SPAN_S, QUICK_SPAN_S = 20.0, 5.0
+SPAN_S, QUICK_SPAN_S, TURNS, QUICK_TURNS = 10.0, 5.0, 3, 1
 IDLE, DEAF = 1000, 20
 BLOCKS, QUICK_BLOCKS, PAIRS = 8, 3, 200
-ANSWER_LIMIT_MS, RATIO_LIMIT = 10.0, 1.25
+ANSWER_LIMIT_MS, FLOOR_LIMIT, RATIO_LIMIT = 10.0, 3.0, 1.25
 
 GRANTS = f"""
 import asyncio, sys, time
@@ -55,14 +58,20 @@ asyncio.run(main())
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """Times of the answers (in ms), and how late the asking process itself was at the most."""
+    """Times of the answers (in ms), how late the asking process itself was, and what the server used.
 
+    `cpu`: the server's share of one core; `waited`: the share of the time in which it was ready and had no processor.
+    """
+
+    server: str
     asked: int
     p50_ms: float
     p99_ms: float
     worst_ms: float
     late_p99_ms: float
     events_read: int
+    cpu: float
+    waited: float
 
 
 class Grants(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +85,7 @@ class Grants(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured, and what we promise ourselves."""
 
-    answers: Answers
+    answers: list[Answers]
     grants: list[Grants]
     aims: list[Aim]
 
@@ -84,7 +93,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def measure(*, quick: bool) -> Result:
     """Measure one daemon with two simulated cards."""
     with Host(cards=2) as host:
-        answers = asyncio.run(_load(host, QUICK_SPAN_S if quick else SPAN_S))
+        turns, span_s = (QUICK_TURNS, QUICK_SPAN_S) if quick else (TURNS, SPAN_S)
+        answers = asyncio.run(_answers(host, turns, span_s))
         grants = asyncio.run(_grants(host, QUICK_BLOCKS if quick else BLOCKS))
     return Result(answers=answers, grants=grants, aims=_aims(answers, grants))
 
@@ -135,32 +145,61 @@ class Load:
         writer.close()
 
 
-async def _load(host: Host, span_s: float) -> Answers:
-    port, read = _port(host), 0
+async def _answers(host: Host, turns: int, span_s: float) -> list[Answers]:
+    """Load the daemon and the bare route in turns; of each the turn whose 99th percentile is the median."""
+    floor = host.party("-m", "bench.floor")
+    trickle = host.party("-c", TRICKLE)  # so that there is something to read
+    try:
+        servers = {"gpulockd": (_port(host), host.pid), "a bare route": (int(floor.hear("port")), floor.process.pid)}
+        found: dict[str, list[Answers]] = {name: [] for name in servers}
+        for _ in range(turns):
+            for name, (port, pid) in servers.items():
+                found[name].append(await _load(name, port, pid, span_s))
+    finally:
+        trickle.close()
+        floor.close()
+    return [sorted(all_of, key=lambda one: one.p99_ms)[len(all_of) // 2] for all_of in found.values()]
+
+
+async def _load(name: str, port: int, pid: int, span_s: float) -> Answers:
+    read = 0
 
     async def follow() -> None:
         nonlocal read
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(_head("/api/v1/events", port))
-        while line := await reader.readline():
-            read += line.startswith(b"data: ")
+        try:
+            writer.write(_head(EVENTS, port))
+            while text := await reader.read(65536):
+                read += text.count(b"data: ")
+        finally:
+            writer.close()
 
     readers = [asyncio.create_task(follow()) for _ in range(READERS)]
-    party = host.party("-c", TRICKLE)  # so that there is something to read
     await asyncio.sleep(2.0)
+    (ran_s, waited_s), began_s = _processor_s(pid), time.monotonic()
     load = Load(port, span_s)
     await load.run()
+    (now_ran_s, now_waited_s), took_s = _processor_s(pid), time.monotonic() - began_s
     for one in readers:
         one.cancel()
-    party.close()
+    await asyncio.gather(*readers, return_exceptions=True)
     return Answers(
+        server=name,
         asked=len(load.took_ms),
         p50_ms=round(percentile(load.took_ms, 0.5), 2),
         p99_ms=round(percentile(load.took_ms, 0.99), 2),
         worst_ms=round(max(load.took_ms), 1),
         late_p99_ms=round(percentile(load.late_ms, 0.99), 2),
         events_read=read,
+        cpu=round((now_ran_s - ran_s) / took_s, 4),
+        waited=round((now_waited_s - waited_s) / took_s, 4),
     )
+
+
+def _processor_s(pid: int) -> tuple[float, float]:
+    """How long the main thread of a process has run, and how long it was ready and had no processor (in seconds)."""
+    ran_ns, waited_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return int(ran_ns) / 1e9, int(waited_ns) / 1e9
 
 
 @contextlib.asynccontextmanager
@@ -215,9 +254,13 @@ async def _grants(host: Host, blocks: int) -> list[Grants]:
     ]
 
 
-def _aims(answers: Answers, grants: list[Grants]) -> list[Aim]:
-    alone, *crowded = grants
-    text = f"{PER_SECOND} health requests a second with {READERS} readers of events, p99, ms"
+def _aims(answers: list[Answers], grants: list[Grants]) -> list[Aim]:
+    (ours, floor), (alone, *crowded) = answers, grants
+    text = f"{PER_SECOND} health requests a second with {READERS} readers of events, p99"
+    answered = [
+        Aim(text=f"{text}, ms", value=ours.p99_ms, limit=ANSWER_LIMIT_MS),
+        Aim(text=f"{text}, to that of a bare route", value=ours.p99_ms / floor.p99_ms, limit=FLOOR_LIMIT),
+    ]
     ratios = [
         Aim(
             text=f"a grant beside {one.crowd}, to one beside nobody (p50)",
@@ -226,19 +269,24 @@ def _aims(answers: Answers, grants: list[Grants]) -> list[Aim]:
         )
         for one in crowded
     ]
-    return [Aim(text=text, value=answers.p99_ms, limit=ANSWER_LIMIT_MS), *ratios]
+    return [*answered, *ratios]
 
 
 def show(result: Result) -> str:
     """The numbers as Markdown."""
-    answers = result.answers
+    heads = (
+        "p50, ms",
+        "p99, ms",
+        "worst, ms",
+        "asking process late (p99), ms",
+        "events read",
+        "CPU",
+        "without processor",
+    )
+    answers = [(f"`{HEALTH}` of", *heads)]
+    for one in result.answers:
+        times = f"{one.p50_ms}", f"{one.p99_ms}", f"{one.worst_ms}", f"{one.late_p99_ms}"
+        answers.append((one.server, *times, f"{one.events_read:,}", f"{one.cpu:.1%}", f"{one.waited:.1%}"))
     rows = [("a grant beside", "p50, µs", "p99, µs")]
     rows += [(one.crowd, f"{one.p50_us:,.0f}", f"{one.p99_us:,.0f}") for one in result.grants]
-    lines = [
-        f"`{HEALTH}`: {answers.asked:,} answers, p50 {answers.p50_ms} ms, p99 {answers.p99_ms} ms, worst "
-        f"{answers.worst_ms} ms; the asking process was late by {answers.late_p99_ms} ms (p99); "
-        f"{answers.events_read:,} events were read meanwhile",
-        table(rows),
-        show_aims(result.aims),
-    ]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join([table(answers), table(rows), show_aims(result.aims)]) + "\n"

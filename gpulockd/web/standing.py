@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Generic, TypeVar
 
 import anyio
@@ -36,7 +37,7 @@ class Standing(Generic[T]):
             async with self._looking:
                 standing = self._of(question)  # somebody may have looked meanwhile
                 if standing is None:
-                    happened, at_s = self._happened(), anyio.current_time()
+                    happened, at_s = self._happened(), monotonic()
                     standing = (await look(),)
                     if len(self._answers) >= MOST_KEPT:
                         self._answers.clear()
@@ -45,6 +46,6 @@ class Standing(Generic[T]):
 
     def _of(self, question: str) -> tuple[T] | None:
         happened, at_s, found = self._answers.get(question, (0, float("-inf"), None))
-        if found is None or happened != self._happened() or anyio.current_time() - at_s > STANDS_S:
+        if found is None or happened != self._happened() or monotonic() - at_s > STANDS_S:
             return None
         return (found,)

@@ -24,7 +24,8 @@ from gpulockd.web.table import Visit
 PING_S = 15.0
 RETRY_S = 1.0
 GATHER_S = 0.25
-"""How long news gathers after some were written (in seconds): a busy pool wakes no reader for each of its events."""
+"""How long news gathers after some were written (in seconds), more or less: a busy pool wakes no reader for each of
+its events, and not all readers at once."""
 
 SPREAD_S = 0.001
 """Readers are written at moments of their own, so far apart on average (in seconds): what happened to all of them at
@@ -156,13 +157,14 @@ async def _follow(backend: Backend, seen: int, until: int | None, write: Write) 
     """Write what happens after `seen`; up to `until`, or for ever."""
     next_at = float("-inf")
     while until is None or seen < until:
-        with anyio.move_on_after(PING_S) as quiet:
-            await backend.feed.changed(seen)
-        if quiet.cancelled_caught:
-            await write(b": ping\n\n")
-            continue
-        spread_s = random.random() * min(MOST_SPREAD_S, SPREAD_S * backend.feed.readers)
-        await anyio.sleep(max(spread_s, next_at - anyio.current_time()))
+        await anyio.sleep(max(0.0, next_at - anyio.current_time()))
+        if backend.feed.last <= seen:
+            with anyio.move_on_after(PING_S) as quiet:
+                await backend.feed.changed(seen)
+            if quiet.cancelled_caught:
+                await write(b": ping\n\n")
+                continue
+            await anyio.sleep(random.random() * min(MOST_SPREAD_S, SPREAD_S * backend.feed.readers))
         try:
             happened = await backend.feed.after(seen)
         except StoreUnavailable:
@@ -173,7 +175,7 @@ async def _follow(backend: Backend, seen: int, until: int | None, write: Write) 
             seen = happened[-1].seq
             await write(b"".join([event.sse for event in happened]))
             if len(happened) < PAGE:
-                next_at = anyio.current_time() + GATHER_S
+                next_at = anyio.current_time() + GATHER_S * random.uniform(0.8, 1.2)
         elif until is not None:
             return
         else:  # the store is away, or has lost what it had

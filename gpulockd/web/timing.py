@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import anyio
+from time import monotonic
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpulockd.web.metrics import Metrics
@@ -21,13 +22,13 @@ class Timed:
         """Pass the request on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began_s = anyio.current_time()
+        began_s = monotonic()
 
         async def timed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("endpoint"), "route", NO_ROUTE)
                 method = scope["method"] if route != NO_ROUTE else "any"
-                self.metrics.requested(method, route, message["status"], anyio.current_time() - began_s)
+                self.metrics.requested(method, route, message["status"], monotonic() - began_s)
             await send(message)
 
         return await self.app(scope, receive, timed)

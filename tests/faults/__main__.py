@@ -52,7 +52,7 @@ def outcomes_of(file: Path) -> dict[str, list[Outcome]]:
 def verdict(row: Row, outcomes: dict[str, list[Outcome]]) -> tuple[str, str]:
     """Return how a row went in one word, and what was measured or why not."""
     if not row.tests:
-        return "not tried", row.open
+        return ("measured", row.measured) if row.measured else ("not tried", row.open)
     found = [outcome for test in row.tests for outcome in outcomes.get(test, [])]
     if any(test not in outcomes for test in row.tests):
         return "broken", "a test of it did not run"

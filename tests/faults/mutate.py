@@ -31,13 +31,14 @@ from tests.servers import Server, valkey_binary
 LUA = "gpulockd/ledger/lua/"
 DIRECTED = (
     "lua/test_confirm_directed.py",
+    "lua/test_by_hand_directed.py",
     "lua/test_ledger_directed.py",
     "lua/test_guard_directed.py",
     "lua/test_reach.py",
     "lua/test_publish.py",
 )
 MODEL = ("lua/test_scripts_agree_with_model.py",)
-FLEET = ("lua/test_revisions.py", "lua/test_rollout_row.py")
+FLEET = ("lua/test_revisions.py", "lua/test_rollout_row.py", "lua/test_by_hand_directed.py")
 LUA_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "record": ("lua/test_record.py",),
     "recorded": ("lua/test_record.py",),
@@ -54,7 +55,11 @@ CORE: dict[str, tuple[str, ...]] = {
     "daemon/journal.py": ("unit/test_journal.py",),
     "daemon/judging.py": ("unit/test_judging.py",),
     "daemon/judge_cards.py": ("unit/test_judge_cards.py",),
-    "ledger/statistics.py": ("unit/test_statistics.py", "unit/test_statistics_forecast.py"),
+    "ledger/statistics.py": (
+        "unit/test_statistics_spans.py",
+        "unit/test_statistics.py",
+        "unit/test_statistics_forecast.py",
+    ),
     "ledger/tally.py": ("unit/test_statistics.py", "unit/test_statistics_forecast.py"),
     "ledger/forecast.py": ("unit/test_statistics_forecast.py", "unit/test_statistics.py"),
     "ledger/suspicions.py": ("unit/test_statistics_suspicions.py", "unit/test_statistics.py"),

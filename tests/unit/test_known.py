@@ -21,7 +21,7 @@ from gpulockd.ledger.statistics import Statistics
 from gpulockd.ledger.tally import Facts, Tally
 from gpulockd.web.feed import Happened
 from gpulockd.web.heard import Heard
-from gpulockd.web.known import with_events
+from gpulockd.web.known import Count, Known
 
 GPU_0 = ("gpu_lock:0",)
 
@@ -36,6 +36,13 @@ def statistics(*events: Event) -> Statistics:
     )
 
 
+def with_events(read: Statistics, events: list[Event]) -> Known:
+    """What was read, with these events."""
+    count = Count(read)
+    count.take(events)
+    return count.known()
+
+
 def test_events_that_are_recorded_already_count_once() -> None:
     """The recorder and the feed tell of the same events; an answer between the two must not count them twice."""
     first = LockAcquired(seq=1, at_ms=1, pool="p", waited_ms=0)
@@ -47,6 +54,19 @@ def test_events_that_are_recorded_already_count_once() -> None:
     again = with_events(read, [first, *more])
     assert again == known  # what was read is not changed by who asks
     assert with_events(statistics(first, *more), [first, *more]).total.attempts == 2
+
+
+def test_an_answer_does_not_change_when_more_is_counted() -> None:
+    """Who makes an answer of it may wait in between, and its numbers must fit together."""
+    first, second = (LockAcquired(seq=seq, at_ms=seq, pool="p", waited_ms=seq) for seq in (1, 2))
+    count = Count(statistics())
+    count.take([first])
+    before = count.known()
+    count.take([first, second])
+    assert (before.total.attempts, before.total.waits.sum_ms, before.window.waits.buckets) == (1, 1, {1: 1})
+    after = count.known()
+    assert (after.total.attempts, after.total.waits.sum_ms, count.through) == (2, 3, 2)
+    assert after.window.waits.buckets == {1: 1, 2: 1}
 
 
 def heard(heard: Heard, *events: Event) -> None:
