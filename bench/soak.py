@@ -4,6 +4,9 @@ One daemon with eight simulated cards and a private store, programs that ask for
 (`bench/soak_worker.py`), and every few seconds one of them is killed or stopped for a while. What is read each few
 seconds: resident memory, descriptors and threads of the daemon, memory and keys of the store. The first quarter is
 warming up; the second is compared with the last.
+
+For half as long each come afterwards real programs whose store and daemon are killed too (`tests.faults.evil`), and
+simulated schedules (`tests.faults.simulator`); both end with 1 if a rule was broken, and say how to repeat it.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ STOP_S = (0.1, 3.0)
 SAMPLES = 120
 MIB = 1 << 20
 
+JUDGED = {
+    "random faults": ("tests.faults.evil",),
+    "simulator": ("tests.faults.simulator", "--workers", "0"),
+}
+"""What judges itself: module and words."""
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What was there at one moment; sizes in MiB."""
@@ -57,6 +66,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     lost: list[str]
     samples: list[Sample]
     keys_left: list[str]
+    broken: list[str]
+    told: list[str]
     aims: list[Aim]
 
 
@@ -145,9 +156,20 @@ def measure(*, quick: bool, minutes: float | None = None, seed: int | None = Non
         left = _keys_left(host)
     found = Result(
         minutes=span_min, seed=seed, turns=crowd.turns, kills=crowd.kills, stops=crowd.stops,
-        overlaps=crowd.overlaps, lost=crowd.lost, samples=samples, keys_left=left, aims=[],
+        overlaps=crowd.overlaps, lost=crowd.lost, samples=samples, keys_left=left, broken=[], told=[], aims=[],
     )  # fmt: skip
+    for name, words in JUDGED.items():
+        code, said = _judged(*words, "--seconds", str(span_min * 30))
+        found.told.extend(f"{name}: {line}" for line in said)
+        if code:
+            found.broken.append(name)
     return msgspec.structs.replace(found, aims=aims_of(found))
+
+
+def _judged(module: str, *words: str) -> tuple[int, list[str]]:
+    """Run what judges itself. Returns its exit status, and what it said: violations, how to repeat them, a summary."""
+    ran = subprocess.run([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, check=False, text=True)
+    return ran.returncode, [line for line in ran.stdout.splitlines() if not line.startswith("REPRO: GPULOCKD_SEED")]
 
 
 def _soak(host: Host, crowd: Crowd, span_s: float) -> list[Sample]:
@@ -203,6 +225,7 @@ def aims_of(found: Result) -> list[Aim]:
 
     # The event stream, tombstones (10 min) and the statistics' minutes fill until they are trimmed or end.
     return [
+        Aim(text="faults or schedules that break a rule", value=len(found.broken), limit=0),
         Aim(text="two in a body", value=len(found.overlaps), limit=0),
         Aim(text="keys left when nobody is", value=len(found.keys_left), limit=0),
         Aim(text="daemon memory, 2nd to last quarter, MiB", value=grown("daemon_mib"), limit=2.0),
@@ -230,7 +253,8 @@ def show(found: Result) -> str:
         f"{found.minutes:g} min, seed {found.seed}: {found.turns:,} turns of {PROGRAMS} programs on {CARDS} cards, "
         f"{found.kills} killed, {found.stops} stopped for a while; {len(found.lost)} leases lost by living programs"
     )
-    trouble = "".join(f"\n- overlap: {line}" for line in found.overlaps[:10])
+    trouble = "".join(f"\n- {line}" for line in found.told)
+    trouble += "".join(f"\n- overlap: {line}" for line in found.overlaps[:10])
     trouble += "".join(f"\n- key left: {key}" for key in found.keys_left[:10])
     trouble += "".join(f"\n- lost: {line}" for line in found.lost[:10])
     return f"{said}\n\n{table(rows)}\n\n{show_aims(found.aims)}\n{trouble}\n"

@@ -40,4 +40,6 @@ def train(checkpoint: Path) -> bool:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python train.py CHECKPOINT.json")
     sys.exit(0 if train(Path(sys.argv[1])) else 75)

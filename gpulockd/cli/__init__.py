@@ -5,6 +5,8 @@ Its law: what a short command loads is the standard library only.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -74,8 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as wrong:  # the last door: one line instead of a traceback
         if debug:
             raise
-        say(f"{type(wrong).__name__}: {wrong}")
-        complain_of_surprise(words)
+        if isinstance(wrong, OSError) and wrong.errno == errno.ENOSPC:
+            say("what this prints or writes could not be written: no space left on device")
+            hint("make room there, or send it elsewhere")
+        else:
+            say(f"{type(wrong).__name__}: {wrong}")
+            complain_of_surprise(words)
         return OWN_FAILURE_OF_RUN if words[:1] == ["run"] else NEGATIVE
 
 
@@ -90,6 +96,8 @@ def _fill_standard_files() -> None:
         sys.stdin = open(0)  # noqa: SIM115  # as the interpreter does
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows the rest
 
 
 def complain_of_surprise(words: Sequence[str]) -> None:

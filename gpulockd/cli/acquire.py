@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from gpulockd.cli import elsewhere, http
 from gpulockd.cli.asking import UNLIMITED_S, add_gpus, add_wait, check, usual_wait_s, with_keys
-from gpulockd.cli.handing import check_stdout, give_back, hand_over
+from gpulockd.cli.handing import check_stdout, hand_over, withdraw
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
 from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.parents import caller_of, name_of_process
@@ -72,6 +72,7 @@ def wish_of(args: Namespace, daemon: http.Daemon, pid: int | None) -> Wish:
         task=task,
         inside=None,
         process=this_process(task),
+        ticket=os.urandom(16).hex(),
         pid=pid,
         ttl_s=args.ttl,
     )
@@ -83,12 +84,9 @@ def granted(daemon: http.Daemon, wish: Wish, *, quiet: bool) -> Grant:
     :raises NotGranted: if there will be none
     :raises Interrupted: if a signal came first; what was granted at the same moment is given back
     """
+    line = Line(daemon, wish, quiet=quiet)
     try:
-        return Line(daemon, wish, quiet=quiet).wait()
-    except Interrupted as interrupted:
-        if interrupted.grant is not None:
-            give_back(daemon, interrupted.grant)
-        raise
+        return line.wait()
     except NotGranted as refused:
         if "no such process of yours" in refused.what:
             hint = "name a process of yours; where it runs in a container, use --ttl, or 'gpulockd run' there"
@@ -100,6 +98,10 @@ def granted(daemon: http.Daemon, wish: Wish, *, quiet: bool) -> Grant:
             refused.hint = HELD_HINT
         if refused.kind in HINTS and not wish.wait_s:
             refused.hint = HINTS[refused.kind]
+        raise
+    except BaseException:
+        # Nobody here knows how far the request has come: whatever its ticket has, or would get, is given back.
+        withdraw(daemon, line.ticket)
         raise
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, say, table
+from gpulockd.cli.token import told
 from gpulockd.errors import ConfigError
 
 KEEP = 14
@@ -74,12 +75,12 @@ def _take(args: Namespace) -> int:
     path = shelf.new_path(folder, pool) if own_name else args.file
     pack.keep(path, content)
     gone = shelf.drop_old(folder, pool, args.keep) if own_name else []
-    told = {"file": os.path.abspath(path), "bytes": len(content), "lines": len(lines), **head, "removed": gone}
+    made = {"file": os.path.abspath(path), "bytes": len(content), "lines": len(lines), **head, "removed": gone}
     if args.json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(made, indent=2))
         return OK
     hidden = "secrets included" if args.with_secrets else "without secrets"
-    print(f"{told['file']}: pool {pool}, revision {head['revision']}, {len(content)} bytes, {hidden}")
+    print(f"{made['file']}: pool {pool}, revision {head['revision']}, {len(content)} bytes, {hidden}")
     for one in gone:
         say(f"removed the oldest: {one}")
     return OK
@@ -91,8 +92,8 @@ def _list(args: Namespace) -> int:
     folder = _folder(args)
     found = shelf.kept(folder)
     if args.json:
-        told = [{"file": one.path, "bytes": one.size, "trouble": one.trouble or None, **one.head} for one in found]
-        print(json.dumps(told, indent=2))
+        listed = [{"file": one.path, "bytes": one.size, "trouble": one.trouble or None, **one.head} for one in found]
+        print(json.dumps(listed, indent=2))
     elif not found:
         print(f"no backup in {folder}; 'gpulockd backup' takes one")
     else:
@@ -122,8 +123,10 @@ def _folder(args: Namespace) -> str:
 
     if args.folder:
         return str(args.folder)
+    is_said = args.state_dir or os.environ.get("STATE_DIRECTORY")
+    state = None if is_said else told()
     try:
-        return os.path.join(folders.resolve(None, args.state_dir).state, "backups")
+        return os.path.join(state or folders.resolve(None, args.state_dir).state, "backups")
     except ConfigError as wrong:
         raise CommandError(wrong.message, "--folder names another place", USAGE) from None
 

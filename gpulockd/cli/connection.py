@@ -69,6 +69,11 @@ class Connection:
         some, self._read = self._read[:most], self._read[most:]
         return some
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been made, and not closed."""
+        return self._sock is not None
+
     def wait_at_most(self, timeout_s: float) -> None:
         """From now on each wait for bytes ends after so many seconds."""
         if self._sock is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.records import Record, name_of, seconds
-from gpulockd.cli.talk import NO_DAEMON, OK, paint, say
+from gpulockd.cli.talk import NO_DAEMON, OK, fitted, paint, say
 from gpulockd.units import clean
 
 FOLLOW_SILENCE_S = 60.0
@@ -99,5 +99,5 @@ def _told(event: Record) -> str:
     facts += [f"held {seconds(event['held_ms'] / 1000)}"] if event.get("held_ms") is not None else []
     if event.get("token"):
         facts.append(f"token {event['token']}")
-    name = kind.ljust(18)
-    return f"{at}  {paint(name, _COLOURS[kind]) if kind in _COLOURS else name}  {'  '.join(facts)}".rstrip()
+    line = fitted(f"{at}  {kind.ljust(18)}  {'  '.join(facts)}".rstrip(), clean(str(event.get("task") or "")))
+    return line.replace(kind, paint(kind, _COLOURS[kind]), 1) if kind in _COLOURS else line

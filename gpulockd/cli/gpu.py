@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser
-from gpulockd.cli.records import name_of
-from gpulockd.cli.talk import NEGATIVE, OK, CommandError
+from gpulockd.cli.records import name_of, no_such_gpu
+from gpulockd.cli.talk import OK
 
 DOES = {
     "drain": "GPU {} is drained: nobody begins on it; who holds it keeps it to the end",
@@ -28,12 +28,12 @@ def main(words: Sequence[str]) -> int:
             said = daemon.ask("POST", f"/api/v1/gpus/{http.segment(args.gpu)}/{args.what}")
         except http.Refused as refused:
             if refused.status == 404:
-                raise CommandError(
-                    f"there is no GPU {args.gpu!r} here", "'gpulockd status' lists them", NEGATIVE
-                ) from refused
+                raise no_such_gpu(args.gpu) from refused
             raise
     if args.json:
         print(json.dumps(said, indent=2))
+    elif args.what == "resume" and said.get("was") == "ready":
+        print(f"GPU {name_of(said['key'])} is in the pool, as before")
     else:
         print(DOES[args.what].format(name_of(said["key"]), said.get("was")))
     return OK

@@ -10,6 +10,8 @@ from gpulockd.cli import http
 from gpulockd.cli.talk import NEGATIVE, CommandError, say
 from gpulockd.cli.wish import Grant
 
+GONE = 404
+
 
 def check_stdout(command: str) -> None:
     """:raises CommandError: if stdout was closed at the start, so that nobody could be told"""
@@ -44,3 +46,15 @@ def give_back(daemon: http.Daemon, grant: Grant) -> None:
             daemon.ask("DELETE", f"/api/v1/leases/{http.segment(grant.lease)}")
     except (OSError, CommandError) as wrong:
         say(f"lease {grant.lease} was not given back: {wrong}")
+
+
+def withdraw(daemon: http.Daemon, ticket: str) -> None:
+    """End a request of ours wherever it is; it is granted nothing any more. A daemon that is away ends it by itself."""
+    try:
+        with daemon:
+            daemon.ask("DELETE", f"/api/v1/leases/{http.segment(ticket)}?pending=1")
+    except http.Refused as refused:
+        if refused.status != GONE:
+            say(f"the request {ticket} was not taken back: {refused.what}")
+    except (OSError, CommandError):
+        return

@@ -1,6 +1,6 @@
 """Hears on its session's channel what is asked of a run: that it shall stop, or that its lease has ended.
 
-A message is only a hint: the keepalive says what is true, and who is asked to stop is asked again.
+A message is only a hint: the keepalive says what is true.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_RETRY_S = 5.0
 
 
 def hear(keeper: Keeper, entry: Entry) -> None:
-    """Set `entry.stopping`, or wake the keeper, as it is told, until the lease is lost; in a thread of its own."""
+    """Wake the keeper when it is rung, until the lease is lost; in a thread of its own."""
     asyncio.run(_hear(keeper, entry))
 
 
@@ -55,7 +55,5 @@ def _take(message: str, keeper: Keeper, entry: Entry) -> None:
     word, _, rest = message.partition(" ")
     if rest.partition(" ")[0] != entry.id:
         return
-    if word == "stop":
-        entry.stopping.set()
-    elif word == "lost":
+    if word in ("stop", "lost"):
         keeper.wake()

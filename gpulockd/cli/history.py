@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser, duration, whole
-from gpulockd.cli.records import Record, name_of, seconds, task_of
+from gpulockd.cli.records import Record, is_meant, name_of, no_such_gpu, seconds, task_of
 from gpulockd.cli.talk import OK, say, table
 
 HEAD = ("BEGAN", "TASK", "GPU", "WAITED", "HELD", "ENDED")
@@ -36,6 +36,10 @@ def main(words: Sequence[str]) -> int:
     query = urlencode({name: value for name, value in asked.items() if value is not None})
     with http.find() as daemon:
         past = daemon.get(f"/api/v1/history?{query}")
+        if args.gpu is not None and not past["holds"] and not past["waits"]:
+            gpus = daemon.get("/api/v1/gpus")["gpus"]
+            if not any(is_meant(record, args.gpu) for record in gpus):
+                raise no_such_gpu(args.gpu)
     if args.json:
         print(json.dumps(past, indent=2))
         return OK

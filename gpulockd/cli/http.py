@@ -49,11 +49,12 @@ class Refused(CommandError):
 
 
 class DaemonDown(CommandError):
-    """Nobody answers at the socket."""
+    """Nobody answers at the socket. `was_there`: somebody had taken the request, and has ended the connection."""
 
-    def __init__(self, path: str, why: str, code: int = NO_DAEMON) -> None:
+    def __init__(self, path: str, why: str, code: int = NO_DAEMON, *, was_there: bool = False) -> None:
         hint = START_HINT if code == NO_DAEMON else "ask as the user that runs the daemon, or as root"
         super().__init__(f"cannot reach the daemon at {path} ({why})", hint, code)
+        self.was_there = was_there
 
 
 class Stream:
@@ -160,8 +161,9 @@ class Daemon:
         except PermissionError as refused:
             raise DaemonDown(self.path, "not permitted", NOT_PERMITTED) from refused
         except OSError as away:
+            was_there = connection.is_open and isinstance(away, ConnectionError)
             connection.close()
-            raise DaemonDown(self.path, _why(away)) from away
+            raise DaemonDown(self.path, _why(away), was_there=was_there) from away
         return answer
 
 

@@ -67,6 +67,9 @@ class Line:
         self._teller = Teller(quiet)
         self._deadline = None if wish.wait_s is None else time.monotonic() + wish.wait_s
         self._heard_at: float | None = None
+        self._asked = 0
+        self.ticket = wish.ticket
+        """Of the last request: it stays the same unless its place was lost."""
 
     def wait(self) -> Grant:
         """Return what was granted.
@@ -88,7 +91,9 @@ class Line:
                 if grant is not None and fresh:
                     return grant
             except http.DaemonDown as down:
-                # A first connection that fails is an answer; a later one may be a restart of the daemon.
+                # A first connection that fails is an answer; one that breaks may be a restart of the daemon.
+                if down.was_there and self._heard_at is None:
+                    self._heard_at = time.monotonic()
                 if not self._may_come_back():
                     raise
                 self._teller.say_away(down)
@@ -102,9 +107,13 @@ class Line:
         """Ask, and hear until the lease comes, or (None) the connection breaks."""
         left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         asked_at = boottime_s()
+        self._asked += 1
+        body = self._wish._replace(ticket=self.ticket).body(left_s)
         try:
-            stream = self._daemon.stream("POST", "/api/v1/leases", self._wish.body(left_s), silence_s=SILENCE_S)
+            stream = self._daemon.stream("POST", "/api/v1/leases", body, silence_s=SILENCE_S)
         except http.Refused as refused:
+            if self._is_to_begin_again(refused.kind):
+                return None
             if refused.kind == "store" and self._may_come_back():
                 raise http.DaemonDown(self._daemon.path, refused.what) from refused
             if refused.kind == "too_many" and (left_s is None or left_s > 0):
@@ -113,24 +122,42 @@ class Line:
             self._refuse(refused.problem)
         with stream:
             try:
-                for line in stream.lines():
-                    said = json.loads(line) if line else {}
-                    self._heard_at = time.monotonic()
-                    if said.get("state") == "granted":
-                        return Grant.of(said, self._wish.inside, asked_at)
-                    if said.get("state") == "failed":
-                        self._refuse(said.get("problem") or {})
-                    asked_at = boottime_s()
-                    self._teller.tell(said)
+                return self._hear(stream, asked_at)
             except Interrupted as interrupted:
-                interrupted.grant = self._granted_meanwhile(stream)
+                if not self._wish.is_kept_for_us:
+                    interrupted.grant = self._granted_meanwhile(stream)
                 raise
             except OSError:
                 return None
+
+    def _hear(self, stream: http.Stream, asked_at: float) -> Grant | None:
+        """Hear what is said of the place until the lease comes; None: ask again.
+
+        :raises OSError: if the connection breaks, or is silent for too long
+        """
+        for line in stream.lines():
+            said = json.loads(line) if line else {}
+            self._heard_at = time.monotonic()
+            if said.get("state") == "granted":
+                return Grant.of(said, self._wish.inside, asked_at)
+            if said.get("state") == "failed":
+                problem = said.get("problem") or {}
+                if self._is_to_begin_again(problem.get("kind")):
+                    return None
+                self._refuse(problem)
+            asked_at = boottime_s()
+            self._teller.tell(said)
         if self._heard_at is None:
-            raise http.DaemonDown(self._daemon.path, "its answer broke off")
+            raise http.DaemonDown(self._daemon.path, "its answer broke off", was_there=True)
         time.sleep(RETRY_S)
         return None
+
+    def _is_to_begin_again(self, kind: object) -> bool:
+        """Whether the place was lost with a connection that broke; then the next try is for a new one."""
+        if kind != "ended" or self._asked == 1 or not self._wish.is_kept_for_us:
+            return False
+        self._asked, self.ticket = 0, os.urandom(16).hex()
+        return True
 
     def _stand_outside(self, refused: http.Refused) -> None:
         """The daemon takes no more requests of this user now: wait for one of them to be over, then ask again."""
@@ -243,14 +270,18 @@ def _interruptible() -> Iterator[None]:
         # One is enough: a second would cut short the leaving.
         for other in caught:
             signal.signal(other, signal.SIG_IGN)
+        came.append(number)
         raise Interrupted(number)
 
+    came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in ENDS}
     caught = {n: was for n, was in handlers.items() if was is not signal.SIG_IGN or n == signal.SIGINT}
     for number in caught:
         signal.signal(number, interrupt)
     try:
         yield
+        if came:  # what it was raised in has swallowed it
+            raise Interrupted(came[0])
     finally:
         # What comes between two handlers waits for the next one, and ends as the command's own signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser
 from gpulockd.cli.records import name_of, process_of, seconds, starts, task_of, wants_of
-from gpulockd.cli.talk import OK, table
+from gpulockd.cli.talk import OK, fitted, table
 from gpulockd.units import clean
 
 HEAD = ("PLACE", "TASK", "PROCESS", "WANTS", "PRIO", "WAITED", "STARTS")
@@ -42,7 +42,8 @@ def main(words: Sequence[str]) -> int:
     # People take an empty queue for an idle machine, so who runs stands beside who waits.
     for lease in holders:
         gpus = ", ".join(name_of(key) for key in lease["gpus"])
-        print(f"GPU {gpus} held by {task_of(lease)} for {seconds(lease.get('held_s'))}")
+        task = task_of(lease)
+        print(fitted(f"GPU {gpus} held by {task} for {seconds(lease.get('held_s'))}", task))
     print(table(HEAD, rows, shrink=("TASK", "WANTS")) if rows else "nobody waits")
     for ticket in line["queue"][:NAMED]:
         if ticket.get("why"):

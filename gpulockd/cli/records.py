@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+from gpulockd.cli.talk import NEGATIVE, CommandError
 from gpulockd.units import clean, format_duration
 
 Record = dict[str, Any]
@@ -17,6 +18,16 @@ def name_of(key: str) -> str:
     """A GPU's short name: "0" for "gpu_lock:0", else the key."""
     short = key.removeprefix("gpu_lock:")
     return short if short.isdigit() else clean(key)
+
+
+def is_meant(gpu: Record, text: str) -> bool:
+    """Whether somebody who says this means this gpu: its key, UUID or index."""
+    return text in (gpu["key"], gpu.get("uuid")) or (text.isdigit() and gpu.get("index") == int(text))
+
+
+def no_such_gpu(text: str) -> CommandError:
+    """That there is no gpu of this name."""
+    return CommandError(f"there is no GPU {text!r} here", "'gpulockd status' lists them", NEGATIVE)
 
 
 def task_of(ticket: Record) -> str:

@@ -55,6 +55,8 @@ class Account:
 
 def check(path: str, code: int) -> None:
     """:raises CommandError: if no report can be written there"""
+    if path == "-":
+        raise CommandError("run: --report -: stdout is the command's own", "name a file, such as report.json", code)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder) or os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise CommandError(f"run: no report can be written to {path}", "name a file in a folder that exists", code)

@@ -7,8 +7,18 @@ from collections.abc import Sequence
 
 from gpulockd.cli import http
 from gpulockd.cli.options import Parser
-from gpulockd.cli.records import Record, gib, name_of, process_of, progress_of, seconds, task_of
-from gpulockd.cli.talk import NEGATIVE, OK, CommandError, table
+from gpulockd.cli.records import (
+    Record,
+    gib,
+    is_meant,
+    name_of,
+    no_such_gpu,
+    process_of,
+    progress_of,
+    seconds,
+    task_of,
+)
+from gpulockd.cli.talk import OK, table
 
 HEAD = ("GPU", "MODEL", "STATE", "TASK", "PROCESS", "HELD", "MEMORY", "PROGRESS")
 
@@ -23,19 +33,15 @@ def main(words: Sequence[str]) -> int:
         gpus, leases = daemon.get("/api/v1/gpus")["gpus"], daemon.get("/api/v1/leases")["leases"]
         line = daemon.get("/api/v1/queue")
     if args.gpu is not None:
-        gpus = [record for record in gpus if _is_meant(record, args.gpu)]
+        gpus = [record for record in gpus if is_meant(record, args.gpu)]
         if not gpus:
-            raise CommandError(f"there is no GPU {args.gpu!r} here", "'gpulockd status' lists them", NEGATIVE)
+            raise no_such_gpu(args.gpu)
         leases = [lease for lease in leases if any(record["key"] in lease["gpus"] for record in gpus)]
     if args.json:
         print(json.dumps({"gpus": gpus, "leases": leases, "queue": line["queue"], "queued": line["queued"]}, indent=2))
     else:
         _print(gpus, leases, line)
     return OK
-
-
-def _is_meant(gpu: Record, text: str) -> bool:
-    return text in (gpu["key"], gpu.get("uuid")) or (text.isdigit() and gpu.get("index") == int(text))
 
 
 def _print(gpus: list[Record], leases: list[Record], line: Record) -> None:

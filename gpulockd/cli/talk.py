@@ -107,6 +107,16 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: max(0, most - 1)]}…"
 
 
+def fitted(line: str, part: str) -> str:
+    """A line cut for the terminal: this part of it first, then its gaps; a file gets all of it."""
+    width = terminal_width()
+    if width is None or len(line) <= width:
+        return line
+    if part:
+        line = line.replace(part, shortened(part, max(NARROWEST, len(part) - len(line) + width)), 1)
+    return line if len(line) <= width else " ".join(line.split())
+
+
 def _fit(widths: list[int], may_shrink: Sequence[int], width: int | None) -> None:
     """Take from the widest of those columns until all fit, or none has anything to give."""
     while width is not None and may_shrink and sum(widths) + len(GAP) * (len(widths) - 1) > width:

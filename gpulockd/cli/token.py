@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     )
 
 
-def _told() -> str | None:
+def told() -> str | None:
     """The state folder of the local daemon, as its guard's socket says; None if none answers."""
     found = places.find_runtime()
     if found is None:
@@ -69,9 +69,9 @@ def _folders(named: str | None) -> tuple[list[str], str]:
         return [os.path.abspath(os.path.expanduser(named))], ""
     if os.environ.get("STATE_DIRECTORY"):
         return [os.environ["STATE_DIRECTORY"].split(":")[0]], ""
-    told = _told()
-    if told:
-        return [told], ""
+    state = told()
+    if state:
+        return [state], ""
     door = places.runtime_candidates()[0][1]
     answers = listens(door)
     if os.environ.get("GPULOCKD_SOCKET") and not answers:

@@ -96,7 +96,8 @@ class Wrapper:
 
     def _stop_too(self) -> None:
         """Stop like the command, so that the shell gets its terminal back."""
-        say("stopped; the GPU goes to the next one soon unless this goes on ('fg' or 'bg')")
+        limit = "" if self._limit_s is None else f" of {format_duration(self._limit_s)}"
+        say(f"stopped; the GPU stays taken until the hard limit{limit}: 'fg' or 'bg' goes on, 'kill %%' ends it")
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTSTP])
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTSTP])

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from typing import Any, cast
 
 import msgspec
 
-from gpulockd import places
-from gpulockd.client.guarded import GuardAway, NotAdmitted, sockets_of, unread_in, words_of
+from gpulockd.client.guarded import GuardAway, LastWord, NotAdmitted, away_text, sockets_of, unread_in, words_of
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
@@ -38,8 +36,7 @@ class GuardLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._unheard = b""
-        self._heard_at = 0.0
-        self._unread = 0
+        self._word = LastWord()
         self._greeted: asyncio.Future[None] | None = None
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
@@ -49,20 +46,7 @@ class GuardLink(asyncio.Protocol):
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<GuardLink {'open' if self.is_open else 'closed'}, {len(self._admitted)} admitted>"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the connection stands, also as seen by other threads while the loop is blocked."""
-        opened = self._socket
-        if opened is None:
-            return False
-        try:
-            return opened.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        return f"<GuardLink {'open' if self._socket is not None else 'closed'}, {len(self._admitted)} admitted>"
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in and stands; from any thread."""
@@ -72,12 +56,11 @@ class GuardLink(asyncio.Protocol):
     def is_alive(self) -> bool:
         """Whether the guard stands and has spoken lately; from any thread, also while the loop is blocked."""
         opened = self._socket
-        if opened is None or not self.is_open:
+        unread = unread_in(opened) if opened is not None else None
+        if unread is None:
             return False
-        unread = unread_in(opened)
-        if unread != self._unread:
-            self._unread, self._heard_at = unread, boottime_s()
-        return boottime_s() - self._heard_at <= self.session.guard_silence_s
+        self._word.waits_unread(unread)
+        return boottime_s() - self._word.at_s <= self.session.guard_silence_s
 
     # What is said.
 
@@ -102,12 +85,16 @@ class GuardLink(asyncio.Protocol):
         if future.done():
             return
         if self._transport is None:
-            _fail(future, GuardAway(self._away_text()))
+            _fail(future, GuardAway(away_text(self.session, self.hint)))
         else:
             self._say_admit(entry, token, gpus)
 
     def _say_admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:
         self._say({"verb": "admit", "session": entry.session, "lease": words_of(entry, token, gpus)})
+
+    def has_let_in(self, entry: Entry, token: int) -> bool:
+        """Whether a yes to this grant still stands: "lost" may have come in the same breath."""
+        return self._admitted.get(entry.id) == token
 
     def leave(self, entry: Entry) -> None:
         """Say that the body is over, or will not begin. One write that does not wait."""
@@ -161,6 +148,7 @@ class GuardLink(asyncio.Protocol):
         self._unheard = b""
         await self.loop.create_connection(lambda: self, sock=connection)
         self._socket = connection
+        self._word.asked()
         self._say(self._hello())
         await self._greeted
 
@@ -170,6 +158,7 @@ class GuardLink(asyncio.Protocol):
         return {
             "verb": "hello",
             "session": self.session.id,
+            "was": self.session.before,
             "as_of": max(self.session.highest_token, *(entry.token for entry in entries), 0),
             "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
             "known": [entry.id for entry in entries if entry not in held and entry.state != "ending"],
@@ -182,7 +171,6 @@ class GuardLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The guard has spoken."""
-        self._heard_at, self._unread = boottime_s(), 0
         *lines, self._unheard = (self._unheard + data).split(b"\n")
         for line in lines:
             try:
@@ -190,6 +178,7 @@ class GuardLink(asyncio.Protocol):
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue
             if isinstance(said, dict):
+                self._word.heard(said)
                 self._hear(said)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -219,7 +208,7 @@ class GuardLink(asyncio.Protocol):
         asked, self._asked = self._asked, {}
         for _, future in asked.values():
             if not future.done():
-                _fail(future, GuardAway(self._away_text()))
+                _fail(future, GuardAway(away_text(self.session, self.hint)))
 
     def close(self) -> None:
         """The loop closes."""
@@ -234,14 +223,6 @@ class GuardLink(asyncio.Protocol):
         """Open sockets, for a forked child to close."""
         return [self._socket.fileno()] if self._socket is not None and self._socket.fileno() >= 0 else []
 
-    def _away_text(self) -> str:
-        folder = os.path.dirname(next(iter(sockets_of(self.session)), places.SYSTEM_RUNTIME))
-        why = f" ({self.hint})" if self.hint else ""
-        return (
-            f"pool {self.session.pool} is guarded, and its guard cannot be reached{why}: in a container mount the "
-            f"daemon's folder ({folder}) at the same place or set GPULOCKD_SOCKET; on the host start `gpulockd serve`"
-        )
-
     # What is heard.
 
     def _hear(self, said: dict[str, Any]) -> None:
@@ -252,12 +233,7 @@ class GuardLink(asyncio.Protocol):
         elif "refused" in said:
             self._settle(said, NotAdmitted(f"the guard does not let this lease in: {said.get('why')}"))
         elif "lost" in said:
-            entry = self.session.table.get(str(said["lost"]))
-            if entry is not None and entry.state == "asking":
-                self.leave(entry)  # let in for a claim that has lapsed: no body has begun
-                entry.kick()
-            elif entry is not None:
-                entry.lose(str(said.get("reason", "ended")))
+            self._lose(str(said["lost"]), said.get("token"), str(said.get("reason", "ended")))
         elif "error" in said:
             if self._greeted is not None and not self._greeted.done():
                 _fail(self._greeted, ConnectionRefusedError(str(said["error"])))
@@ -265,6 +241,22 @@ class GuardLink(asyncio.Protocol):
             for _, future in asked.values():
                 if not future.done():
                     _fail(future, GuardAway(f"the guard does not take this: {said['error']}"))
+
+    def _lose(self, id: str, token: object, reason: str) -> None:
+        """The guard says that a lease is over. Who is not in its body says so: nobody else is waited for then."""
+        entry = self.session.table.get(id)
+        named = self._named.get(id)
+        if entry is not None and entry.state in ("held", "member") and token in (None, entry.token):
+            entry.lose(reason)
+        elif entry is not None and entry.loop is not self.loop:
+            return  # its own link hears it too, and knows whether its body has begun
+        elif entry is not None and entry.state == "asking" and token in (None, named):
+            self.leave(entry)  # let in for a claim that has lapsed: no body has begun
+            entry.kick()
+        elif isinstance(token, int) and self._transport is not None:
+            self._say({"verb": "leave", "lease": id, "token": token, "lost": True})
+            if entry is not None:
+                entry.kick()
 
     def _take_hello(self, said: dict[str, Any]) -> None:
         assert self._greeted is not None

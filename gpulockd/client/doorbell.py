@@ -73,15 +73,16 @@ class Doorbell:
             return
         if word == "claim":
             token, _, keys = more.partition(" ")
-            self._ring(entry, int(token), tuple(keys.split(",")))
-        elif word == "lost":
+            self._ring(entry, int(token), tuple(keys.partition(" ")[0].split(",")))
+        elif word in ("lost", "stop"):
             self._keeper.wake()  # its answer says whether that is true: anybody may have written it
-        elif word == "stop":
-            entry.stopping.set()
 
     def _ring(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:
-        """Wake the winner, with its confirm under way, and the question to the guard of this host."""
-        if entry.state == "asking":
+        """Wake the winner, with its confirm under way, and the question to the guard of this host.
+
+        One at a time for a ticket: what rings meanwhile the winner asks for itself, one token after the other.
+        """
+        if entry.state == "asking" and not self._asks_for(entry):
             asked_at = boottime_s()
             reply = self._store.begin(confirm_call(self._session, entry, token))
             if reply is not None:
@@ -90,6 +91,10 @@ class Doorbell:
             if self._session.guarded and self.guard is not None:
                 self.guard.admit(entry, token, gpus)
         entry.ring(token)
+
+    def _asks_for(self, entry: Entry) -> bool:
+        begun = self._begun.get(entry.id)
+        return begun is not None and not begun.reply.done()
 
     def begun(self, entry: Entry, token: int) -> Begun | None:
         """The confirm of that token that is under way, for the one who waits for its answer."""
@@ -106,13 +111,13 @@ class Doorbell:
             begun.reply.cancel()
 
     def _repair(self, id: str, token: str, state: str) -> None:
-        """An echo names a claim whose doorbell was lost, or a ticket that is away."""
+        """An echo names a claim whose doorbell was lost, a ticket that is away, a lease whose grant was not heard."""
         entry = self._mine(id)
         if entry is None or entry.state != "asking":
             return
         if state == "claim":
             entry.ring(int(token))
-        elif state == "away":
+        else:
             entry.kick()
 
     def kick_all(self) -> None:

@@ -37,7 +37,8 @@ class Entering:
     async def let_in(
         self, entry: Entry, token: int, gpus: tuple[str, ...], deadline: float, *, guarded: bool = True
     ) -> bool:
-        """Wait until the guard lets the lease in; False if it could not be asked, so that the pool is looked at again.
+        """Wait until the guard lets the lease in; False if it could not be asked or has changed its mind, so that the
+        pool is looked at again.
 
         :param deadline: the end of the wait (seconds of the loop's clock), as it was at the first try
         :param guarded: whether the pool has a guard now
@@ -59,6 +60,8 @@ class Entering:
             return False
         except TimeoutError:
             raise TimeoutError(self._away) from None
+        if not guard.has_let_in(entry, token):
+            return False
         entry.guard = guard
         self._away_since, self._away = None, ""
         return True

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
+import re
 import socket
-import termios
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,11 @@ from typing import Any, Protocol
 from gpulockd import places
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
+from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError
+
+MOST_UNREAD = 1 << 18
+_SAID = re.compile(rb'"at_ms":([0-9]{1,15})[,}]')
 
 
 class GuardAway(GpuLockError):
@@ -30,6 +34,9 @@ class Admits(Protocol):
 
     def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
         """Ask to be let in. The future fails with `GuardAway` or `NotAdmitted`."""
+
+    def has_let_in(self, entry: Entry, token: int) -> bool:
+        """Whether a yes to this grant still stands: "lost" may have come in the same breath."""
 
     def leave(self, entry: Entry) -> None:
         """Say that the body is over, or will not begin. Never blocks."""
@@ -74,9 +81,64 @@ def sockets_of(session: Session) -> list[str]:
     return list(dict.fromkeys(str(Path(folder) / places.GUARD_SOCKET) for folder in folders))
 
 
-def unread_in(connection: socket.socket) -> int:
-    """How many bytes have come that the loop has not read: while it is blocked they are all that is heard."""
+def away_text(session: Session, hint: str) -> str:
+    """That the guard of a session's pool cannot be reached, with the cure.
+
+    :param hint: what the last try came to
+    """
+    folder = os.path.dirname(next(iter(sockets_of(session)), places.SYSTEM_RUNTIME))
+    why = f" ({hint})" if hint else ""
+    return (
+        f"pool {session.pool} is guarded, and its guard cannot be reached{why}: in a container mount the "
+        f"daemon's folder ({folder}) at the same place or set GPULOCKD_SOCKET; on the host start `gpulockd serve`"
+    )
+
+
+def unread_in(connection: socket.socket) -> bytes | None:
+    """What has come and is not read yet; None if the connection is broken or was hung up."""
     try:
-        return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4), "little")
-    except (OSError, ValueError):
-        return 0
+        return connection.recv(MOST_UNREAD, socket.MSG_PEEK | socket.MSG_DONTWAIT) or None
+    except BlockingIOError:
+        return b""
+    except OSError:
+        return None
+
+
+class LastWord:
+    """When the guard has last spoken, on CLOCK_BOOTTIME of this process (in seconds).
+
+    What counts is when a line was said, not when it is read: it lies unread while a process is stopped. The clocks of
+    both may count from different moments (time namespaces); the guard's first answer was said after it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.at_s = 0.0
+        self._asked_at_s = 0.0
+        self._apart_s: float | None = None
+        self._unread = 0
+
+    def asked(self) -> None:
+        """A guard is asked who it is; perhaps another one than before."""
+        self._asked_at_s, self._apart_s, self._unread = boottime_s(), None, 0
+
+    def heard(self, said: Mapping[str, Any]) -> None:
+        """A line was read."""
+        at_ms = said.get("at_ms")
+        if isinstance(at_ms, int):
+            self._said(at_ms)
+        elif self._apart_s is None:
+            self.at_s = boottime_s()  # a guard of an earlier version does not say when
+        self._unread = 0
+
+    def waits_unread(self, lines: bytes) -> None:
+        """These lines have come, and whoever shall read them is busy; from any thread."""
+        said = _SAID.findall(lines)
+        if said:
+            self._said(int(said[-1]))
+        elif self._apart_s is None and len(lines) != self._unread:
+            self._unread, self.at_s = len(lines), boottime_s()
+
+    def _said(self, at_ms: int) -> None:
+        if self._apart_s is None:
+            self._apart_s = self._asked_at_s - at_ms / 1000
+        self.at_s = max(self.at_s, at_ms / 1000 + self._apart_s)

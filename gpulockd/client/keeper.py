@@ -153,6 +153,10 @@ class Keeper:
             entry = session.table.get(id)
             if entry is not None:
                 entry.lose(reason)
+        for id in answer.stops:
+            entry = session.table.get(id)
+            if entry is not None:
+                entry.stopping.set()
         # A grant that was read after this process had last said what it has is unknown to a store that lost its data.
         has = {(id, token) for id, token, _ in answer.has}
         unsaid = any(

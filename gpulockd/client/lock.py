@@ -15,26 +15,15 @@ from gpulockd.client.cleaning import Cleanup, check_cleanup
 from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts, for_tasks
-from gpulockd.client.nesting import Held, Owner, owner_here
-from gpulockd.client.taking import Blocking, part
+from gpulockd.client.nesting import Held, owner_here
+from gpulockd.client.taking import Blocking
+from gpulockd.client.using import BlockEnd, Use, Uses, part
 from gpulockd.client.whoami import program
 from gpulockd.client.wishes import Duration, Nested
 from gpulockd.errors import ConfigError, GpuLockTimeout
 from gpulockd.units import parse_duration_s
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Use:
-    """One entry into a `gpu_lock` block: the lease it is in, its own or one joined, and the scope of its body."""
-
-    __slots__ = ("held", "lease", "owner", "scope")
-
-    def __init__(self, held: Held, lease: Lease | BlockingLease, owner: Owner) -> None:
-        self.held = held
-        self.lease = lease
-        self.owner = owner
-        self.scope: anyio.CancelScope | None = None
 
 
 class gpu_lock:
@@ -112,7 +101,10 @@ class gpu_lock:
         self.nested, self.pool = nested, pool
         check_cleanup(cleanup)
         self.cleanup = cleanup
-        self._uses: dict[tuple[str, int], list[_Use]] = {}
+        self._uses = Uses()
+
+    def __init_subclass__(cls) -> None:
+        BlockEnd.watch_over(cls)
 
     def __repr__(self) -> str:
         return f"<gpu_lock {self.wants}>"
@@ -138,7 +130,7 @@ class gpu_lock:
             if blocking:
                 raise
             return None
-        nesting.enter(Held(lease, owner_here(), self.wants))
+        self._hold(lease)
         return lease
 
     def acquire_blocking(self, blocking: bool = True) -> BlockingLease | None:
@@ -150,37 +142,35 @@ class gpu_lock:
                 if blocking:
                     raise
                 return None
-            nesting.enter(Held(lease, owner_here(), self.wants))
+            self._hold(lease)
             taking.keep()
             return lease
 
     # async with
 
     async def __aenter__(self) -> Lease:
-        held, me = self._join(), owner_here()
         # Made before the wait: what comes after it is time in which nobody uses the gpu.
         scope = anyio.CancelScope()
-        if held is not None:
-            use = _Use(held, for_tasks(held.lease), me)
-        else:
+        use = self._join(for_tasks)
+        joined = use is not None
+        if use is None:
             lease = await Getting(self).lease(None)
-            use = _Use(Held(lease, me, self.wants), lease, me)
-            nesting.enter(use.held)
+            use = self._first(lease)
         assert isinstance(use.lease, Lease)
         use.scope = scope
         scope.__enter__()
         if use.lease._line.loop is asyncio.get_running_loop():
             use.held.scopes.append(use.scope)
-        self._uses.setdefault(use.owner.key, []).append(use)
+        self._uses.add(use)
         # The last look at the clock: this process may have been stopped since the ledger said yes.
-        if held is None and not use.lease.stands:
+        if not joined and not use.lease.stands:
             await self._leave(use)
             return await self.__aenter__()
         return use.lease
 
-    async def _leave(self, use: _Use) -> None:
+    async def _leave(self, use: Use) -> None:
         """Undo an entry that came too late."""
-        self._pop_use()
+        self._uses.pop()
         assert use.scope is not None
         use.scope.__exit__(None, None, None)
         nesting.leave(use.held)
@@ -190,7 +180,7 @@ class gpu_lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        use, mine = self._pop_use()
+        use, mine = self._uses.pop()
         lease, swallowed = use.lease, False
         assert isinstance(lease, Lease)
         assert use.scope is not None
@@ -199,7 +189,7 @@ class gpu_lock:
         if mine:
             # Only a loss cancels this scope, so what it swallows is always told as `LeaseLost`.
             swallowed = use.scope.__exit__(kind, error, trace)
-        if use.held.part():
+        if use.held.part(use):
             nesting.leave(use.held)
             if kind is None:
                 await lease._close()
@@ -214,62 +204,56 @@ class gpu_lock:
     # with
 
     def __enter__(self) -> BlockingLease:
-        held = self._join()
-        if held is not None:
-            lease = held.lease
-            if isinstance(lease, Lease):
-                lease = BlockingLease(portal(), lease)
-            assert isinstance(lease, BlockingLease)
-            use = _Use(held, lease, owner_here())
-            self._uses.setdefault(use.owner.key, []).append(use)
-            return lease
-        with Blocking(self) as taking:
-            lease = taking.lease(None)
-            use = _Use(Held(lease, owner_here(), self.wants), lease, owner_here())
-            nesting.enter(use.held)
-            self._uses.setdefault(use.owner.key, []).append(use)
-            taking.keep()
-        return lease
+        use = self._join(_for_threads)
+        if use is None:
+            with Blocking(self) as taking:
+                lease = taking.lease(None)
+                use = self._first(lease)
+                self._uses.add(use)
+                taking.keep()
+        else:
+            self._uses.add(use)
+        assert isinstance(use.lease, BlockingLease)
+        return use.lease
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Another thread may leave what one entered, as FastAPI's sync dependencies do.
-        use, _ = self._pop_use()
-        lease = use.lease
-        assert isinstance(lease, BlockingLease)
-        part(use.held, lease)
-        if lease.lost.is_set() and kind is None:
-            raise lease._loss()
+        use, _ = self._uses.pop()
+        part(use)
+        if use.lease.lost.is_set() and kind is None:
+            raise use.lease._loss()
 
     # Nesting.
 
-    def _join(self) -> Held | None:
+    def _hold(self, lease: LeaseFacts) -> None:
+        """Begin a lease without a block, which only its own release ends."""
+        held = Held(lease, owner_here(), self.wants)
+        held.join(nesting.ACQUIRED)
+        nesting.enter(held)
+
+    def _first(self, lease: Lease | BlockingLease) -> Use:
+        """Begin a lease of its own."""
+        me = owner_here()
+        use = Use(Held(lease, me, self.wants), lease, me)
+        self._uses.begin(use)
+        use.held.join(use)
+        nesting.enter(use.held)
+        return use
+
+    def _join(self, form: Callable[[LeaseFacts], Lease | BlockingLease]) -> Use | None:
         """Join the lease of this very task or thread, or of the parent where `nested="join"` says so."""
         held = nesting.joinable(self.wants, self.pool)
         if held is None and self.nested == "join":
             held = nesting.parent_lease(self.wants, self.pool)
-        if held is None or not held.join():
+        if held is None:
+            return None
+        use = Use(held, form(held.lease), owner_here())
+        self._uses.begin(use)
+        if not held.join(use):
             return None
         for_tasks(held.lease)._clean_up_with(self.cleanup)
-        return held
-
-    def _pop_use(self) -> tuple[_Use, bool]:
-        """The use that ends here, and whether this task or thread entered it."""
-        me = owner_here()
-        uses = self._uses.get(me.key)
-        if not uses or not uses[-1].owner.same(me):
-            strangers = [key for key, uses in self._uses.items() if uses]
-            if not strangers:
-                raise RuntimeError("this gpu_lock block has been left already")
-            return self._take_use(strangers[-1]), False
-        return self._take_use(me.key), True
-
-    def _take_use(self, key: tuple[str, int]) -> _Use:
-        uses = self._uses[key]
-        use = uses.pop()
-        if not uses:
-            del self._uses[key]
         return use
 
     # @gpu_lock()
@@ -285,9 +269,19 @@ class gpu_lock:
     def _named(self, task: str) -> gpu_lock:
         copy = gpu_lock.__new__(gpu_lock)
         copy.__dict__ |= self.__dict__
-        copy._uses, copy._names_task = {}, True
+        copy._uses, copy._names_task = Uses(), True
         copy.job = wishes.renamed(self.job, task)
         return copy
+
+
+BlockEnd.watch_over(gpu_lock)
+
+
+def _for_threads(lease: LeaseFacts) -> BlockingLease:
+    if isinstance(lease, Lease):
+        return BlockingLease(portal(), lease)
+    assert isinstance(lease, BlockingLease)
+    return lease
 
 
 def current_lease() -> LeaseFacts | None:

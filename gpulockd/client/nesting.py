@@ -44,36 +44,41 @@ class Owner:
         return self._task is None or (other._task is not None and self._task() is other._task() is not None)
 
 
+ACQUIRED = object()
+"""What uses a lease that was acquired without a block."""
+
+
 class Held:
-    """A lease that a task or thread holds, how often it has been entered, and the bodies that end with it.
+    """A lease that a task or thread holds, what uses it, and the bodies that end with it.
 
     It ends when the last body that joined it has ended, whoever that is.
     """
 
-    __slots__ = ("_mutex", "depth", "lease", "owner", "scopes", "wants")
+    __slots__ = ("_is_over", "_mutex", "_users", "lease", "owner", "scopes", "wants")
 
     def __init__(self, lease: LeaseFacts, owner: Owner, wants: Wants) -> None:
         self.lease = lease
         self.owner = owner
         self.wants = wants
-        self.depth = 1
         self.scopes: list[anyio.CancelScope] = []
-        self._mutex = threading.Lock()
+        self._users: set[object] = set()
+        self._is_over = False
+        self._mutex = threading.RLock()  # a signal handler may end another block of this lease in the middle
         lease._entry.on_lost = self._cancel
 
-    def join(self) -> bool:
-        """Enter once more; False if the last body has just ended it."""
+    def join(self, user: object) -> bool:
+        """Use it; False if its last user has just ended it."""
         with self._mutex:
-            if self.depth == 0:
-                return False
-            self.depth += 1
-            return True
+            if not self._is_over:
+                self._users.add(user)
+            return not self._is_over
 
-    def part(self) -> bool:
-        """Leave once. Returns whether that was the last body."""
+    def part(self, user: object) -> bool:
+        """End a use, once: said again it changes nothing. Returns whether nobody uses it any more."""
         with self._mutex:
-            self.depth -= 1
-            return self.depth == 0
+            self._users.discard(user)
+            self._is_over = not self._users
+            return self._is_over
 
     def _cancel(self) -> None:
         """The lease was lost: its bodies in its own loop are cancelled."""

@@ -28,6 +28,8 @@ from gpulockd.settings import SessionBlock
 
 log = logging.getLogger("gpulockd")
 
+MOST_BEFORE = 8
+
 OpenAnswer = a.Opened | a.Gone | a.Elsewhere | a.AskFleet
 
 
@@ -60,6 +62,8 @@ class Session:
         self.defaults: dict[str, Any] = {}
         self.version = 0
         self.is_open = False
+        self.before: list[str] = []
+        """The latest incarnations that have ended."""
         self.highest_token = 0
         self.lasts_until_s = 0.0
         """Until when it lasts though nobody keeps it alive (seconds on CLOCK_BOOTTIME), for who holds for a time."""
@@ -219,6 +223,7 @@ class Session:
         with self._mutex:
             if self.id != ended_id:
                 return
+            self.before = [*self.before[1 - MOST_BEFORE :], ended_id]
             self.id = uuid4().hex
             self.is_open = False
         log.warning("gpulockd: session %s in pool %s has ended (%s); a new one begins", ended_id[:8], self.pool, reason)
@@ -261,7 +266,7 @@ class Session:
         return verbs.end(self.keys, session=entry.session, id=entry.id, token=token, reason=reason)
 
     def take_echo(self, has: list[tuple[str, int, str]]) -> list[str]:
-        """Compare what the ledger has for this session with the table: wake loops for claims and away tickets.
+        """Compare what the ledger has for this session with the table: wake loops for all but what they hold.
 
         Returns the ids that nobody here knows; they must be given back.
         """
@@ -272,7 +277,7 @@ class Session:
                 unknown.append(id)
             elif state == "claim":
                 self._ring_from_thread(entry, token)
-            elif state == "away":
+            elif entry.state == "asking":  # away, or granted in an answer that never came
                 entry.kick_from_thread()
         return unknown
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gpulockd.client.guarded import sockets_of, words_of
+from gpulockd.client.guarded import LastWord, sockets_of, words_of
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
@@ -27,7 +27,7 @@ class Standing:
         self._session = session
         self._entry = entry
         self._vouched = False
-        self._heard_at = 0.0
+        self._word = LastWord()
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._keep, name="gpulockd-guard", daemon=True)
 
@@ -38,7 +38,7 @@ class Standing:
 
     def vouches(self, entry: Entry) -> bool:
         """Whether the guard has let this lease in and stands."""
-        return self._vouched and boottime_s() - self._heard_at <= self._session.guard_silence_s
+        return self._vouched and boottime_s() - self._word.at_s <= self._session.guard_silence_s
 
     def leave(self) -> None:
         """Say that the run is over; who does not hear it finds it in the ledger."""
@@ -77,6 +77,7 @@ class Standing:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(CONNECT_S)
             connection.connect(path)
+            self._word.asked()
             connection.sendall(_line(self._hello()))
             lines = connection.makefile("rb")
             self._hear(lines.readline(LONGEST_LINE))
@@ -91,16 +92,16 @@ class Standing:
         return {"verb": "hello", "session": self._session.id, "as_of": entry.token, "held": [held], "known": []}
 
     def _hear(self, line: bytes) -> None:
-        self._heard_at = boottime_s()
         try:
             said = msgspec.json.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         if not isinstance(said, dict):
             return
+        self._word.heard(said)
         if said.get("pool") == self._session.pool:
             self._vouched = self._entry.id in (said.get("admitted") or ())
-        elif said.get("lost") == self._entry.id:
+        elif said.get("lost") == self._entry.id and said.get("token") in (None, self._entry.token):
             self._entry.lose(str(said.get("reason", "ended")))
 
 

@@ -7,14 +7,12 @@ box that the thread made before; whatever is in it when the thread leaves withou
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from gpulockd.client import nesting
 from gpulockd.client.blocking import portal
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease
@@ -22,7 +20,6 @@ from gpulockd.errors import GpuLockError, GpuLockTimeout
 
 if TYPE_CHECKING:  # names of types only
     from gpulockd.client.lock import gpu_lock
-    from gpulockd.client.nesting import Held
 
 UNDER_WAY_S = 10.0
 """How long an interrupted request may still be under way (in seconds) before nobody waits for it any more."""
@@ -83,24 +80,6 @@ class Blocking:
                 await anyio.sleep(0.005)
         for lease in self._box:
             await lease._end()
-
-
-def part(held: Held, lease: BlockingLease) -> None:
-    """Leave a body; the last one to leave gives the lease back. Interrupted on the way, the portal does the rest."""
-    before = held.depth
-    try:
-        if held.part():
-            nesting.leave(held)
-            if lease._session.pid == os.getpid():
-                lease._portal.call(lease._lease._close)
-    except BaseException:
-        if held.depth == before:
-            held.part()
-        if held.depth == 0:
-            nesting.leave(held)
-            if lease._session.pid == os.getpid():
-                lease._portal.later(lease._lease._close)
-        raise
 
 
 def _loop_runs_here() -> bool:

@@ -141,13 +141,13 @@ class Waiting:
         return missed and self.patience.max_wait_s > 0
 
     async def _enter(self, token: int, answer: a.Granted, asked_at: float) -> bool:
-        """Begin to hold, if the answer still proves it: a reply read too late is asked for again."""
+        """Begin to hold, if the answer still proves it: one read too late, or of a store since replaced, does not."""
         if not self.line.session.believes(asked_at):
             return await self._confirm(token)
         if must_be_let_in(self.line, answer):
             if not await self._let_in(token, answer):
                 return False
-            if not self.line.session.believes(asked_at):
+            if not self.line.session.believes(asked_at) or self.line.session.must_assert(answer):
                 return await self._confirm(token)
         self.entry.hold(answer.token, answer.gpus, answer.waited_ms / 1000)
         return True

@@ -70,8 +70,7 @@ async def _follow(store: Store, keys: PoolKeys, last: int) -> AsyncIterator[even
             if not rows:
                 break
             for row in rows:
-                event = events.decode(row)
-                last = event.seq if event is not None else last + 1
+                last, event = _when(row).seq, events.decode(row)
                 if event is not None:
                     yield event
         while True:

@@ -29,7 +29,7 @@ from gpulockd.client.lock import current_lease, gpu_lock
 from gpulockd.client.parking import Parked
 from gpulockd.client.wishes import Turn
 from gpulockd.contrib.celery_options import Options, progress_of
-from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 
 log = logging.getLogger("gpulockd")
 
@@ -82,6 +82,8 @@ class GpuTask(Task):  # type: ignore[misc] # Celery's class has no types
         :raises ConfigError: at once, if an option cannot be used
         """
         if gpu is not None:
+            if not isinstance(gpu, Mapping):
+                raise ConfigError(f'gpu={gpu!r}: give options for this call, such as gpu={{"priority": 20}}')
             Options.of({**self.gpu, **gpu}).lock()
             words["headers"] = {**(words.get("headers") or {}), OPTIONS_HEADER: dict(gpu)}
         return super().apply_async(args, kwargs, *positional, **words)
@@ -111,7 +113,10 @@ class GpuTask(Task):  # type: ignore[misc] # Celery's class has no types
         return self.request.headers or {}
 
     def _gpu_options(self) -> Options:
-        return Options.of({**self.gpu, **(self._gpu_headers().get(OPTIONS_HEADER) or {})})
+        said = self._gpu_headers().get(OPTIONS_HEADER) or {}
+        if not isinstance(said, Mapping):
+            raise ConfigError(f'the header "gpu" is {said!r}: send options there, such as {{"priority": 20}}')
+        return Options.of({**self.gpu, **said})
 
     def _gpu_lock(self, options: Options) -> gpu_lock:
         lock = options.lock(task=self.name, task_id=self.request.id)

@@ -23,6 +23,9 @@ LONGEST_S = 300.0
 """How long a retry may stay away (in seconds): the ledger keeps a place for ten minutes."""
 
 LOCK_WORDS = frozenset(inspect.signature(gpu_lock).parameters) - {"nested"}
+NEAR = 0.7
+"""How alike two words must be (0 to 1) for one to be meant by the other."""
+
 OWN_WORDS = frozenset({"mode", "stay", "countdown"})
 
 
@@ -44,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f'gpu={said!r}: give the arguments of gpu_lock, such as gpu={{"memory": "6GiB"}}')
         for word in said:
             if word not in LOCK_WORDS | OWN_WORDS:
-                near = difflib.get_close_matches(str(word), LOCK_WORDS | OWN_WORDS, n=1)
+                near = difflib.get_close_matches(str(word), LOCK_WORDS | OWN_WORDS, n=1, cutoff=NEAR)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(LOCK_WORDS))}"
                 raise ConfigError(f"gpu={{...}} has no option {word!r}{hint}")
         mode = said.get("mode", "block")

@@ -40,13 +40,15 @@ class LeaseWords(msgspec.Struct, kw_only=True, omit_defaults=True):
 class Hello(msgspec.Struct, kw_only=True, tag_field="verb", tag="hello"):
     """Who are you? With `session`: this is who I am, `held` is what I hold, `known` what else I have asked for.
 
-    `as_of` is the highest token that the session knew of when it made these lists.
+    `as_of` is the highest token that the session knew of when it made these lists; `was` the process's sessions that
+    have ended before this one.
     """
 
     session: str = ""
     held: list[LeaseWords] = []
     known: list[str] = []
     as_of: int = 0
+    was: list[str] = []
 
 
 class Admit(msgspec.Struct, kw_only=True, tag_field="verb", tag="admit"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpulockd.daemon.fence import Party
+from gpulockd.daemon.admission import Hello
+from gpulockd.daemon.fence import Fence, Lease, Party
 from gpulockd.hardware.processes.identity import Process, alive
 from gpulockd.hardware.processes.watch import Watch
 
@@ -116,6 +117,20 @@ class Callers:
     def hear(self, session: str) -> bool:
         """Whether anybody is connected for a session."""
         return bool(self._callers.get(session))
+
+    def tell_lost(self, lease: Lease, session: str = "") -> None:
+        """Tell those inside, or only one session of them, that their lease is over without them."""
+        for party in lease.inside:
+            if session in ("", party.session):
+                words = {"lost": party.ticket, "token": lease.token, "reason": lease.lost or "unknown"}
+                self.tell(party.session, words)
+
+    def tell_again(self, caller: Caller, said: Hello, fence: Fence) -> None:
+        """What a process has lost while it was not connected; if its body never began there, it says so."""
+        sessions = [session for session in (said.session, *said.was) if self.bind(caller, session)]
+        for lease in fence.leases.values():
+            for session in sessions if lease.lost else ():
+                self.tell_lost(lease, session)
 
     def tell(self, session: str, words: Words) -> None:
         """Say something to every connection of a session."""

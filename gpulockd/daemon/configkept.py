@@ -40,7 +40,8 @@ class ConfigKept(msgspec.Struct, frozen=True, kw_only=True):
 class KeptFile:
     """The file in the daemon's state folder; `value` is what it holds, None: nothing that can be read.
 
-    A copy of another store is put aside: a daemon that moves to another fleet brings nothing along.
+    A copy of another store is not used, and put aside at the first write: a daemon that moves to another fleet brings
+    nothing along.
     """
 
     def __init__(self, folder: str, store: str = "") -> None:
@@ -50,6 +51,7 @@ class KeptFile:
         """
         self._path = os.path.join(folder, FILE)
         self._store = store
+        self._is_anothers = False
         self.value = self._own(self._read())
 
     def __repr__(self) -> str:
@@ -68,12 +70,17 @@ class KeptFile:
     def _own(self, found: ConfigKept | None) -> ConfigKept | None:
         if found is None or found.store in ("", self._store):
             return found
+        self._is_anothers = True
+        text = f"the kept configuration is that of the store {found.store}, not of {self._store}: it is not used"
+        _log.warning("config.kept_of_another_store", message=text)
+        return None
+
+    def _put_aside(self) -> None:
         aside = f"{self._path}.of-another-store"
         with suppress(OSError):
             os.replace(self._path, aside)
-        text = f"the kept configuration is that of the store {found.store}, not of {self._store}: it is put aside"
-        _log.warning("config.kept_of_another_store", message=f"{text} as {aside}")
-        return None
+        _log.warning("config.put_aside", message=f"the configuration of the other store is now {aside}")
+        self._is_anothers = False
 
     async def keep(self, value: ConfigKept) -> None:
         """Write the file, whole or not at all; nothing if it holds that."""
@@ -84,6 +91,8 @@ class KeptFile:
                 await anyio.to_thread.run_sync(self._write, msgspec.json.encode(value))
 
     def _write(self, content: bytes) -> None:
+        if self._is_anothers:  # only now: a store that answers had its word, so its URL is no slip of the hand
+            self._put_aside()
         fresh = f"{self._path}.new"
         try:
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

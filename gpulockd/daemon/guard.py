@@ -18,6 +18,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from gpulockd.clock import boottime_s
 from gpulockd.daemon.admission import LONGEST_LINE, Admit, Hello, Leave, Wrong, encode, read
 from gpulockd.daemon.callers import Caller
 from gpulockd.daemon.guarding import Guard
@@ -79,12 +80,17 @@ async def run(
         task_status.started()
         # A guard that is stopped keeps its sockets open: who hears nothing of it does not trust it any more.
         while True:
-            guard.callers.tell_all({"alive": True})
+            guard.callers.tell_all({"alive": True, "at_ms": _now_ms()})
             await anyio.sleep(alive_s())
     finally:
         server.close()
         for conversation in list(open_ones):
             conversation.close()
+
+
+def _now_ms() -> int:
+    """When a line is said (ms on CLOCK_BOOTTIME): it may be read much later."""
+    return round(boottime_s() * 1000)
 
 
 def _bound(path: str, mode: int) -> socket.socket:
@@ -177,7 +183,7 @@ class Conversation(asyncio.Protocol):
             return self._guard.leave(self._caller, said)
         answer: Mapping[str, Any] | None = None
         if isinstance(said, Hello):
-            answer = {**self._about(), **self._guard.hello(self._caller, said)}
+            answer = {**self._about(), **self._guard.hello(self._caller, said), "at_ms": _now_ms()}
             if self._caller.hint:
                 answer["hint"] = self._caller.hint
         elif isinstance(said, Admit):

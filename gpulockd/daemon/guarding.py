@@ -78,6 +78,7 @@ class Guard:
         for party in unlisted(self.fence, said.session, listed, said.as_of):
             _log.info("guard.left_unheard", lease=party.ticket, message="a lease was left while nobody listened")
             self._leave(party.ticket)
+        asyncio.get_running_loop().call_soon(self.callers.tell_again, caller, said, self.fence)  # after the answer
         return {"admitted": [words.id for words in said.held if self._adopt(caller, said.session, words)]}
 
     def admit(self, caller: Caller, said: Admit) -> Words | None:
@@ -176,15 +177,14 @@ class Guard:
             return
         lease.lost, lease.withdrawn = reason, withdrawn
         self.record(lease)
+        self.callers.tell_lost(lease)
         for party in lease.inside:
-            self.callers.tell(party.session, {"lost": party.ticket, "reason": reason})
             if not party.pid and not self.callers.hear(party.session):
                 party.state = "dead"  # no process that the kernel shows, and no connection: nobody to wait for
 
     def throw_out(self, lease: Lease) -> None:
         """Nobody was ever granted this lease: its token counts for nothing, and its process is not touched."""
-        for party in lease.inside:
-            self.callers.tell(party.session, {"lost": party.ticket, "reason": "unknown"})
+        self.callers.tell_lost(lease)
         _log.warning("guard.thrown_out", lease=lease.id, pid=lease.holder.pid, message="a lease that was never granted")
         self.fence.forget(lease)
         self.over(lease, never=True)

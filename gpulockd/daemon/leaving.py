@@ -9,6 +9,7 @@ import structlog
 
 from gpulockd.clock import boottime_s
 from gpulockd.daemon.callers import Callers
+from gpulockd.daemon.current import Current
 from gpulockd.errors import GpuLockError
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
@@ -30,10 +31,10 @@ class Asks(Protocol):
     async def __call__(self, call: Call[T]) -> T: ...
 
 
-async def say_who_holds(ask: Asks, keys: PoolKeys, callers: Callers, *, store_stops: bool) -> None:
+async def say_who_holds(ask: Asks, keys: PoolKeys, callers: Callers, current: Current, *, stops: bool) -> None:
     """Log who holds in this pool while the daemon stops; within two seconds, whatever the store does.
 
-    :param store_stops: the private store is stopped too, so that what they hold ends with their belief in it
+    :param stops: the private store is stopped too, so that what they hold ends with their belief in it
     """
     began_s = boottime_s()
     try:
@@ -44,12 +45,12 @@ async def say_who_holds(ask: Asks, keys: PoolKeys, callers: Callers, *, store_st
             holders = [lease for lease in answer.snapshot.leases if lease.state == "held"]
             if not holders:
                 return
-            believed_s = (answer.clock.ttl_ms - answer.clock.step_ms) / 1000
+            believed_s = (answer.clock.ttl_ms - answer.clock.step_ms) / 1000 - current.settings.session.margin
             names = [_name(lease, callers) for lease in holders[:MOST_NAMED]]
             if len(holders) > MOST_NAMED:
                 names.append(f"and {len(holders) - MOST_NAMED} more")
             told = "; ".join(names)
-            if store_stops:
+            if stops:
                 _log.warning(
                     "daemon.stops_under_holders",
                     holders=len(holders),
@@ -65,6 +66,7 @@ async def say_who_holds(ask: Asks, keys: PoolKeys, callers: Callers, *, store_st
 
 def _name(lease: TicketRecord, callers: Callers) -> str:
     known = callers.process(lease.session)
-    pid = f", pid {known.pid}" if known is not None else f", its own pid {lease.process.pid}" if lease.process else ""
+    own = lease.process.pid if lease.process is not None else 0  # none: held for a time
+    pid = f", pid {known.pid}" if known is not None else f", its own pid {own}" if own else ""
     task = lease.job.task or "somebody"
     return f"{', '.join(lease.gpus)}: {task}{pid}, since {format_duration(lease.held_ms / 1000)}"

@@ -26,6 +26,7 @@ class LocalGuard:
         self._guard = guard
         self._caller = Caller(process, uid, self._hear)
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
+        self._named: dict[str, int] = {}
         self._entries: dict[str, Entry] = {}
         self.stays = False
         """Whether what is held goes on without this object: the next daemon takes it over."""
@@ -34,6 +35,7 @@ class LocalGuard:
         """Ask to be let in. The future fails with `NotAdmitted`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked[entry.id] = token, future
+        self._named[entry.id] = token
         self._entries[entry.id] = entry
         words = LeaseWords(
             id=entry.id,
@@ -48,9 +50,14 @@ class LocalGuard:
             self._hear(answer)
         return future
 
+    def has_let_in(self, entry: Entry, token: int) -> bool:
+        """Whether a yes to this grant still stands."""
+        lease = self._guard.fence.lease_of(entry.id)
+        return lease is not None and not lease.lost and self._named.get(entry.id) == token
+
     def leave(self, entry: Entry) -> None:
         """Say that the body is over, or will not begin."""
-        token, future = self._asked.pop(entry.id, (entry.token, None))
+        token, (_, future) = self._named.pop(entry.id, entry.token), self._asked.pop(entry.id, (0, None))
         if future is not None:
             future.cancel()
         if token:
@@ -80,10 +87,7 @@ class LocalGuard:
 
     def _hear(self, said: Mapping[str, Any]) -> None:
         if "lost" in said:
-            entry = self._entries.get(said["lost"])
-            if entry is not None:
-                entry.lose(said["reason"])
-            return
+            return self._lose(str(said["lost"]), said["token"], said["reason"])
         id = str(said.get("admitted") or said.get("refused") or "")
         token, future = self._asked.get(id, (0, None))
         if future is None or future.done() or token != said.get("token"):
@@ -94,3 +98,12 @@ class LocalGuard:
         else:
             future.set_exception(NotAdmitted(f"the guard does not let this lease in: {said.get('why')}"))
             future.exception()
+
+    def _lose(self, id: str, token: int, reason: str) -> None:
+        entry = self._entries.get(id)
+        if entry is not None and entry.state in ("held", "member") and token == entry.token:
+            entry.lose(reason)
+        elif entry is not None and entry.state == "asking" and token == self._named.get(id):
+            # No body has begun. The guard is in the middle of saying this, so it hears the answer afterwards.
+            asyncio.get_running_loop().call_soon(self.leave, entry)
+            entry.kick()

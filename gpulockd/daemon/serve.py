@@ -217,7 +217,7 @@ async def _serve_pool(
                 await made.alerts.sign_off()
         finally:
             _take_down(plan, doors)
-        await say_who_holds(offered.ask, made.keys, guarding.callers, store_stops=bool(store and plan.stop_store))
+        await say_who_holds(offered.ask, made.keys, guarding.callers, current, stops=bool(store and plan.stop_store))
         services.cancel_scope.cancel()
 
 

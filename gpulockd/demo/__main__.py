@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+if __name__ == "__main__":  # a Ctrl-C while the rest is loaded waits until the scene asks for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
 from collections.abc import Sequence
 
 from gpulockd.cli.serve import parser

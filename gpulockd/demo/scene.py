@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from gpulockd.cli import http
+from gpulockd.cli import INTERRUPTED, http
 from gpulockd.cli.child import PR_SET_PDEATHSIG
 from gpulockd.cli.talk import CommandError, say
 from gpulockd.demo import CARDS, leftover
@@ -51,11 +51,14 @@ class Scene:
             words = [sys.executable, "-m", "gpulockd", "serve", *self._site.words]
             # The daemon says that it is ready on stdout and in its log: where both go to one place, once is enough.
             self._daemon = self._start(words, env, stdout=subprocess.DEVNULL if _is_one_place(1, 2) else None)
-            if self._wait_for_answer(self._daemon, "/livez", DAEMON_STARTS_WITHIN_S):
+            is_up = self._wait_for_answer(self._daemon, "/livez", DAEMON_STARTS_WITHIN_S)
+            if is_up:
                 if self._names:
                     self._start_load(env)
                 self._watch(self._daemon)
-            return 0 if self._is_over else _told_end(self._daemon.poll())
+            if self._is_over:
+                return 0 if is_up else INTERRUPTED
+            return _told_end(self._daemon.poll())
         finally:
             self._end_all()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -75,6 +78,9 @@ class Scene:
             self._libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(1)
+            for number in ENDS:  # forgets one that the terminal sent to all before this child had left its session
+                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
         return prepare

@@ -92,11 +92,12 @@ class Stale(Answer, frozen=True, kw_only=True):
 
 
 class Alive(Answer, frozen=True, kw_only=True):
-    """The session stands. `has`: (id, token, state) of all but waiting tickets; `lost`: (id, reason)."""
+    """The session stands. `has`: (id, token, state) of all but waiting tickets; `lost`: (id, reason); `stops`: ids."""
 
     listeners: int
     has: tuple[tuple[str, int, str], ...]
     lost: tuple[tuple[str, str], ...]
+    stops: tuple[str, ...] = ()
 
 
 class Opened(Answer, frozen=True, kw_only=True):

@@ -140,6 +140,7 @@ def alive(reply: Reply) -> Any:
         listeners=int(reply[6]),
         has=tuple((has[i], int(has[i + 1]), has[i + 2]) for i in range(0, len(has), 3)),
         lost=tuple((lost[i], lost[i + 1]) for i in range(0, len(lost), 2)),
+        stops=tuple(text(id) for id in reply[9]),
     )
 
 

@@ -111,7 +111,7 @@ class GpusBlock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `guard`: programs of this host begin only when the daemon lets them in. `require_guard`: they wait while none does.
     """
 
-    simulate: Annotated[int, Whole(0, 1_024)] | None = None
+    simulate: Annotated[int, Whole(0, 64)] | None = None
     guard: bool = True
     require_guard: bool = False
     foreign: Literal["ignore", "report", "wait"] = "report"

@@ -108,7 +108,7 @@ async def silence(visit: Visit) -> SilenceView:
     id, body = _id(visit, short=True), visit.body
     for_s = parse_duration_s(body.for_, "for")
     if for_s > LONGEST_SILENCE_S:
-        raise refusal(422, "invalid", f"for={for_s:g} s is too long", "a silence has 30 days at most")
+        raise refusal(422, "invalid", f"for={for_s:,.10g} s is too long", "a silence has 30 days at most")
     pool, _, rule = id.rpartition(":")
     pool = PoolKeys(pool).pool if pool not in ("", "*") else "*"
     stored = await visit.backend.ask(alert_read())

@@ -21,28 +21,33 @@ OTHER_S = 2.0
 
 @asynccontextmanager
 async def alone(backend: Backend, plan: Plan, caller: Caller) -> AsyncIterator[None]:
-    """Be the only request for the process that the plan names, which holds nothing yet.
+    """Be the only request for the process that the plan names, which holds nothing yet but by the same ticket.
 
-    From the grant on the ledger says that it holds, so the next request finds one of both.
+    From the grant on the ledger says that it holds, so the next request finds one of both. Of requests for a time, be
+    the only one with this ticket.
 
     :raises CannotHold: if the caller may not hold a lease for it: strangers learn nothing else of it
     :raises HoldsAlready: if it holds, or another request for it is open
     """
     process = plan.process
-    if plan.pid is None or not process.started_ticks:
+    who: tuple[object, ...] = process.pid, process.started_ticks
+    if plan.pid is not None and process.started_ticks:
+        os.close(check_pid(plan.pid, caller, backend.api_socket, backend.store_pid()))
+    elif plan.ttl_s is not None and plan.ticket is not None:
+        who = caller.user, plan.ticket
+    else:
         yield
         return
-    os.close(check_pid(plan.pid, caller, backend.api_socket, backend.store_pid()))
-    who = process.pid, process.started_ticks
     with anyio.move_on_after(OTHER_S):
         while who in backend.asking:
             await backend.asking[who].wait()
     if who in backend.asking:
         hint = "wait for that, or end it; several gpus are had by one request, such as -n 2"
-        raise HoldsAlready(f"pid {process.pid} asks for a GPU already", hint)
+        asks = f"pid {process.pid} asks for a GPU" if plan.pid is not None else f"the ticket {plan.ticket} is asked for"
+        raise HoldsAlready(f"{asks} already", hint)
     over = backend.asking[who] = anyio.Event()
     try:
-        held = await _held_by(backend, process)
+        held = await _held_by(backend, process, plan.ticket) if plan.pid is not None else None
         if held is not None:
             hint = f"use it, or 'gpulockd release {held.id}' first; several gpus are had by one request, such as -n 2"
             keys = ", ".join(held.gpus)
@@ -53,12 +58,14 @@ async def alone(backend: Backend, plan: Plan, caller: Caller) -> AsyncIterator[N
         over.set()
 
 
-async def _held_by(backend: Backend, process: Process) -> TicketRecord | None:
+async def _held_by(backend: Backend, process: Process, ticket: str | None) -> TicketRecord | None:
+    """What it holds by another ticket than this."""
     try:
         seen = await backend.look()
     except StoreUnavailable:
         return None  # the wait goes on until the store is back
-    return next((lease for lease in seen.leases if _is_same(lease.process, process)), None)
+    held = (lease for lease in seen.leases if lease.id != ticket and _is_same(lease.process, process))
+    return next(held, None)
 
 
 def _is_same(one: Process | None, other: Process) -> bool:

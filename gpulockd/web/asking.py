@@ -40,7 +40,7 @@ async def ask_lease(visit: Visit) -> Stream:
     shared = plan.session is not None and await _is_there(backend, plan, caller)
     stays = plan.pid is not None or plan.ttl_s is not None
     most = MOST_LEFT_BY_OPERATORS if caller.trusted else MOST_LEFT_HERE
-    if stays and backend.staying[who] >= most:
+    if stays and plan.ticket not in backend.holdings and backend.staying[who] >= most:
         detail = f"the daemon holds {backend.staying[who]} leases of {who or 'TCP clients'} for a process or for a time"
         raise refusal(429, "too_many", detail, "DELETE /api/v1/leases/{id} what is not needed, or ask for several gpus")
 
@@ -48,6 +48,9 @@ async def ask_lease(visit: Visit) -> Stream:
         backend.waiters[who] += 1
         try:
             async with alone(backend, plan, caller):
+                known = backend.holdings.get(plan.ticket or "") if stays else None
+                if known is not None and await known.tell_again(plan.process, write):
+                    return
                 await Holding(backend, plan, caller, ends_session=not shared).run(write)
         finally:
             backend.waiters[who] -= 1

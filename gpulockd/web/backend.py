@@ -20,7 +20,7 @@ from gpulockd.ledger.forecast import Holds
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.recorded import UnreadableError
 from gpulockd.ledger.verbs import Call, Terms
-from gpulockd.model import Job, Snapshot
+from gpulockd.model import Job, Process, Snapshot
 from gpulockd.settings import Settings
 from gpulockd.web.configures import Configures, Impacts, Replays, RollsOut
 from gpulockd.web.feed import Feed
@@ -76,7 +76,10 @@ class LetsIn(Admits, Protocol):
 
 
 class GivesBack(Protocol):
-    """A lease that the daemon holds for a process, or for a time."""
+    """A lease that the daemon keeps for a process, or for a time."""
+
+    async def tell_again(self, process: Process, write: Callable[[bytes], Awaitable[None]]) -> bool:
+        """Answer the request for it as it was answered, if it is that process's; False if it is not."""
 
     def give_back(self) -> None:
         """End it as its holder would."""
@@ -106,11 +109,11 @@ class Backend:
     :param limits_s: the ages at which a job is warned of, asked to stop, and ended (in seconds)
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
-    :param holdings: the leases that this daemon holds for processes, by id
-    :param timed: the leases for a time, as the next daemon will find them
+    :param holdings: the leases that this daemon keeps, by id
+    :param timed: the leases that are kept for a process or for a time, as the next daemon will find them
     :param waiters: how many requests for a lease each user has open
-    :param asking: the processes (pid, start in kernel ticks) that a lease is just asked for; each one's event is set
-        after that
+    :param asking: the processes (pid, start in kernel ticks) and the tickets (user, id) that a lease is just asked for;
+        each one's event is set after that
     :param store_pid: the daemon's own store, 0 if it has none
     :param staying: how many each user has that go on without a request
     :param readers: how many streams of events each uid follows; None: everybody over TCP without the token
@@ -155,7 +158,7 @@ class Backend:
     forecast: Forecast = field(default_factory=Forecast)
     waiters: Counter[str] = field(default_factory=Counter)
     staying: Counter[str] = field(default_factory=Counter)
-    asking: dict[tuple[int, int], anyio.Event] = field(default_factory=dict)
+    asking: dict[tuple[object, ...], anyio.Event] = field(default_factory=dict)
     store_pid: Callable[[], int] = lambda: 0
     readers: Counter[int | None] = field(default_factory=Counter)
     holdings: dict[str, GivesBack] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 Every such request has a session of its own in the ledger, so that it waits, dies and is seen like any other program.
 Four ways it goes on after the grant: the process that chose session and ticket keeps them alive itself; the lease
-lasts as long as a process that was named; for a time that its user renews; or as long as the connection.
+lasts as long as a process that was named; for a time that its user renews; or as long as the connection. Who chose a
+ticket goes on with it at the next daemon.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from os import close as close_descriptor
+from os import urandom
 
 import anyio
 import anyio.to_thread
@@ -20,16 +22,16 @@ from gpulockd.client.session import Session
 from gpulockd.client.waiting import Waiting
 from gpulockd.errors import GpuLockError, LeaseLost, StoreUnavailable
 from gpulockd.ledger.verbs import EndReason
+from gpulockd.model import Process
 from gpulockd.web import wanting
 from gpulockd.web.auth import Caller
 from gpulockd.web.backend import Backend
-from gpulockd.web.placing import place_of
+from gpulockd.web.lasting import session_of
+from gpulockd.web.placing import PING_S, tell_place
 from gpulockd.web.streams import Write, as_line
 from gpulockd.web.term import Term, entered
 from gpulockd.web.timed import Timed
 
-PING_S = 5.0
-GATHER_S = 0.1
 RETRY_S = 0.25
 GOODBYE_S = 5.0
 """How soon, and how long at most, what the store did not answer is asked again, and a goodbye may take (seconds)."""
@@ -44,6 +46,9 @@ class Holding:
         self.backend = backend
         self.plan = plan
         self.caller = caller
+        self._stays = plan.pid is not None or plan.ttl_s is not None
+        self._ticket = plan.ticket or urandom(16).hex()
+        kept = session_of(backend.token, self._ticket, plan.process) if self._stays else None
         self.session = Session(
             backend.url,
             backend.pool,
@@ -51,7 +56,7 @@ class Holding:
             backend.terms,
             socket=backend.api_socket,
             process=plan.process,
-            id=plan.session,
+            id=plan.session or kept,
         )
         self.keeper = Keeper(self.session, gives_back=plan.session is None)
         # The kernel's word for who will hold; a connection from afar stands for itself.
@@ -64,54 +69,52 @@ class Holding:
         uid = caller.peer.uid if caller.peer is not None else -1
         self.guard = backend.guard_for(pid, started, uid)
         self.line = Line(self.session, self.keeper, self.guard)
-        self._term = Term(self.line, backend.timed, plan.ttl_s, uid) if plan.ttl_s is not None else None
-        self._stays = plan.pid is not None or plan.ttl_s is not None
+        self._term = Term(self.line, backend.timed, plan.ttl_s, uid) if self._stays else None
 
     async def run(self, write: Write) -> None:
         """Wait, tell the lease, and hold it as the plan says. Whatever ends this leaves nothing behind.
 
         :raises GpuLockError: if there will be no lease
         """
-        pidfd = self._pidfd()
+        pidfd, goes_on = self._pidfd(), False
         self.backend.staying[self.caller.user] += self._stays
         try:
             if not await self._wait(write):
                 return
             assert self.waiting is not None
             entry, backend = self.waiting.entry, self.backend
-            limits_s = backend.limits_s(entry.ask.job)
-            told = wanting.granted_line(
-                entry, backend.pool, backend.url, backend.api_socket, limits_s, trusted=self.caller.trusted
-            )
+            told = self._granted_line()
             if self._term is not None and not await self.renew(None):
                 raise LeaseLost("the lease has ended already", lease=entry.id, token=entry.token, reason="ended")
             # No await may stand between the bytes and letting go: who reads them may hang up at once.
-            await write(as_line(told))
+            await write(told)
             if self.plan.session is not None:
                 self._kept_by_another = True
                 self.waiting.let_go()
             elif pidfd >= 0:
                 backend.tasks.start_soon(self._hold_for_process, pidfd)
-                pidfd, self._kept_by_another = -1, True
-                return
+                pidfd, self._kept_by_another, goes_on = -1, True, True
             elif self._term is not None:
                 backend.tasks.start_soon(self._hold_for_a_time)
-                self._kept_by_another = True
-                return
+                self._kept_by_another = goes_on = True
             else:
                 await self._hold_for_connection(write)
         finally:
             if pidfd >= 0:
                 close_descriptor(pidfd)
-            if not (self._stays and self._kept_by_another):
+            if not goes_on:
                 # From afar nobody can tell what the user of a closed connection still does: its gpu settles.
                 await self._close("released" if self.caller.peer is not None else "left")
 
-    def _pidfd(self) -> int:
-        """Return a pidfd of the process that the lease is to last as long as, -1 if none is named.
+    def _granted_line(self) -> bytes:
+        assert self.waiting is not None
+        entry, backend = self.waiting.entry, self.backend
+        limits_s, trusted = backend.limits_s(entry.ask.job), self.caller.trusted
+        told = wanting.granted_line(entry, backend.pool, backend.url, backend.api_socket, limits_s, trusted=trusted)
+        return as_line(told)
 
-        :raises CannotHold: if it is none of the caller's
-        """
+    def _pidfd(self) -> int:
+        """:raises CannotHold: if the process that is named is none of the caller's"""
         if self.plan.pid is None:
             return -1
         return wanting.check_pid(self.plan.pid, self.caller, self.backend.api_socket, self.backend.store_pid())
@@ -127,10 +130,10 @@ class Holding:
         holds = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._leave_with_daemon, tasks.cancel_scope)
-            tasks.start_soon(self._tell_place, write)
+            tasks.start_soon(tell_place, self.backend, lambda: self.waiting, self.plan.ask.wants, write)
             try:
                 await self._ready()
-                self.waiting = Waiting(self.line, self.plan.ask, self.plan.patience, id=self.plan.ticket)
+                self.waiting = Waiting(self.line, self.plan.ask, self.plan.patience, id=self._ticket)
                 await self.waiting.hold()
                 holds = True
             except GpuLockError as error:
@@ -141,9 +144,9 @@ class Holding:
         return holds
 
     async def _leave_with_daemon(self, scope: anyio.CancelScope) -> None:
-        """A process that chose its ticket goes on with it at the next daemon; all others' waits end here."""
+        """Who chose the ticket goes on with it at the next daemon; all others' waits end here."""
         await self.backend.stopping.wait()
-        if self.plan.session is not None:
+        if self.plan.ticket is not None:
             self._kept_by_another = True
             if self.waiting is not None:
                 self.waiting.let_go()
@@ -161,23 +164,6 @@ class Holding:
                 if anyio.current_time() - self._began_at >= self.plan.patience.max_wait_s:
                     raise
             await anyio.sleep(RETRY_S)
-
-    async def _tell_place(self, write: Write) -> None:
-        """Say the place and who is in the way: when it changes, and every 5 s."""
-        feed = self.backend.feed
-        said: tuple[object, ...] = ()
-        said_at = 0.0
-        await anyio.sleep(GATHER_S)
-        while True:
-            seen = feed.last
-            id, usual = (self.waiting.entry.id, self.waiting.place) if self.waiting is not None else ("", None)
-            line, facts = await place_of(self.backend, id, usual, self.plan.ask.wants)
-            if facts != said or anyio.current_time() - said_at >= PING_S - GATHER_S:
-                said, said_at = facts, anyio.current_time()
-                await write(as_line(line))
-            with anyio.move_on_after(max(GATHER_S, said_at + PING_S - anyio.current_time())):
-                await feed.changed(seen)
-            await anyio.sleep(GATHER_S)
 
     # Holding.
 
@@ -200,6 +186,14 @@ class Holding:
         """The owner of a lease that is held for a process gives it back: nobody else can."""
         self._given_back.set()
 
+    async def tell_again(self, process: Process, write: Write) -> bool:
+        """Answer the request for it as it was answered, if it is that process's; False if it is not."""
+        own = self.plan.process
+        if (process.pid, process.started_ticks, process.user) != (own.pid, own.started_ticks, own.user):
+            return False
+        await write(self._granted_line())
+        return True
+
     async def renew(self, ttl_s: float | None) -> bool:
         """Let the lease go on for so long from now (in seconds), None: for as long as it was asked for.
 
@@ -210,9 +204,10 @@ class Holding:
         assert self.waiting is not None
         return self._term is not None and await self._term.renew(self.waiting.entry, ttl_s)
 
-    async def go_on(self, told: Timed) -> None:
-        """Take over a lease for a time from the daemon before, and hold it from now on.
+    async def go_on(self, told: Timed, pidfd: int) -> None:
+        """Take over a lease from the daemon before, and hold it from now on.
 
+        :param pidfd: of its process, closed in the end; -1 if it is for a time
         :raises StoreUnavailable: if the store does not answer
         """
         assert self._term is not None
@@ -224,13 +219,18 @@ class Holding:
         self._kept_by_another = True
         try:
             await self._ready()
-        except GpuLockError:
+        except BaseException:
+            if pidfd >= 0:
+                close_descriptor(pidfd)
             await self._close("expired")
             raise
         if self.session.guarded and entry.state == "held" and not entry.lost.is_set():
             self.guard.admit(entry, entry.token, tuple(gpu.key for gpu in entry.gpus))
         self.backend.holdings[entry.id] = self
-        self.backend.tasks.start_soon(self._hold_for_a_time)
+        if pidfd >= 0:
+            self.backend.tasks.start_soon(self._hold_for_process, pidfd)
+        else:
+            self.backend.tasks.start_soon(self._hold_for_a_time)
 
     @property
     def ends_in_s(self) -> float | None:

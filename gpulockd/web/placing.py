@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import anyio
+
 from gpulockd.client.refusals import in_the_way
+from gpulockd.client.waiting import Waiting
 from gpulockd.errors import StoreUnavailable
 from gpulockd.model import Wants
 from gpulockd.units import format_duration
 from gpulockd.web.backend import Backend
+from gpulockd.web.streams import Write, as_line
 from gpulockd.web.wanting import WaitingLine
+
+PING_S = 5.0
+GATHER_S = 0.1
+
+
+async def tell_place(backend: Backend, waiting: Callable[[], Waiting | None], wants: Wants, write: Write) -> None:
+    """Say the place and who is in the way until cancelled: when it changes, and every 5 s.
+
+    :param waiting: the wait, None while there is none yet
+    """
+    feed = backend.feed
+    said: tuple[object, ...] = ()
+    said_at = 0.0
+    await anyio.sleep(GATHER_S)
+    while True:
+        seen, asked = feed.last, waiting()
+        id, usual = (asked.entry.id, asked.place) if asked is not None else ("", None)
+        line, facts = await place_of(backend, id, usual, wants)
+        if facts != said or anyio.current_time() - said_at >= PING_S - GATHER_S:
+            said, said_at = facts, anyio.current_time()
+            await write(as_line(line))
+        with anyio.move_on_after(max(GATHER_S, said_at + PING_S - anyio.current_time())):
+            await feed.changed(seen)
+        await anyio.sleep(GATHER_S)
 
 
 async def place_of(

@@ -138,7 +138,7 @@ def of_form(message: str, kind: Any) -> Problem:
     unknown = re.match(r"Object contains unknown field `(\w+)`", message)
     if unknown is not None:
         known: tuple[str, ...] = getattr(kind, "__struct_encode_fields__", ())
-        name, near = unknown[1], difflib.get_close_matches(unknown[1], known, n=1)
+        name, near = unknown[1], difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.7)
         detail = f"{path + ': ' if path else ''}there is no field {name!r}"
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}" if known else hint
         if "set" in known and name in Settings.__struct_encode_fields__:

@@ -11,6 +11,7 @@ from gpulockd.ledger.forecast import Expected, Holds, expected_end, expected_sta
 from gpulockd.model import GPU_KEY_PREFIX, Snapshot, TicketRecord
 from gpulockd.web import views
 from gpulockd.web.auth import check_owner
+from gpulockd.web.lasting import forbid, give_back, is_kept
 from gpulockd.web.noting import note
 from gpulockd.web.page.queue import reasons
 from gpulockd.web.problems import ProblemError, problem, refusal
@@ -99,17 +100,30 @@ async def queue(visit: Visit) -> views.Queue:
 async def end_lease(visit: Visit) -> views.Ended:
     """Take exactly the lease away that stands now; who comes after it is not touched.
 
+    With `pending`, what is named is the ticket of a request: it ends wherever it is, and is granted nothing any more.
+
     :raises ProblemError: 404 if nothing is there, 403 if it is another user's, 409 for a card that several share
     """
     name = visit.request.path_params["id"]
-    snapshot = await visit.backend.look(length=1)
+    is_pending = visit.number("pending", 0, 1) == 1
+    if is_pending:
+        await forbid(visit.backend, name)
+    snapshot = await visit.backend.look(length=LONGEST_PAGE if is_pending else 1)
+    waits = next((ticket for ticket in snapshot.queue if is_pending and ticket.id == name), None)
+    if waits is not None:
+        return await _left_queue(visit, waits)
     found = named_lease(snapshot, name)
     check_owner(visit.caller, found.process.user if found.process else "")
     held_here = visit.backend.holdings.get(found.id)
     if held_here is not None and _is_owner(visit, found):
         # Held for a process that cannot give it back itself: its owner does, which is no revocation.
         held_here.give_back()
-        return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason="released")
+        return _released(found)
+    if _is_owner(visit, found) and is_kept(visit.backend, found):
+        # Not taken over yet from the daemon before.
+        if not await give_back(visit.backend, found):
+            raise _nothing(name)
+        return _released(found)
     call = verbs.end(visit.backend.keys, session="", id=found.id, token=found.token, reason="operator")
     answer: Any = await visit.backend.ask(call)
     if not isinstance(answer, a.Ended):
@@ -117,6 +131,17 @@ async def end_lease(visit: Visit) -> views.Ended:
     what = f"took {', '.join(found.gpus)} from {views.task_id_of(found)}"
     await note(visit, "revoked", f"{what} (lease {found.id}, token {found.token}, pool {snapshot.pool})")
     return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason=answer.reason)
+
+
+async def _left_queue(visit: Visit, found: TicketRecord) -> views.Ended:
+    check_owner(visit.caller, found.process.user if found.process else "")
+    # It may have been granted meanwhile, which no process of it knows yet.
+    await visit.backend.ask(verbs.end(visit.backend.keys, session="", id=found.id, token=None, reason="abandoned"))
+    return views.Ended(id=found.id, token=0, gpus=(), task=found.job.task, reason="abandoned")
+
+
+def _released(found: TicketRecord) -> views.Ended:
+    return views.Ended(id=found.id, token=found.token, gpus=found.gpus, task=found.job.task, reason="released")
 
 
 def _is_owner(visit: Visit, found: TicketRecord) -> bool:

@@ -94,7 +94,10 @@ ROWS: tuple[Row, ...] = (
         answer=views.Ended,
         access="writer",
         problems=(409,),
-        query=(Query("token", "over TCP: the lease's own, by which its user gives it back", most=reading.MOST_TOKEN),),
+        query=(
+            Query("token", "over TCP: the lease's own, by which its user gives it back", most=reading.MOST_TOKEN),
+            Query("pending", "1: the id is the ticket of a request, which is granted nothing any more", most=1),
+        ),
         summary="Take a lease away, named by its id, its key or the index of its gpu",
     ),
     Row(

@@ -1,8 +1,8 @@
-"""Leases for a time outlive the daemon: what the next one must know of them stands in a file before it is answered.
+"""Leases that the daemon keeps outlive it: what the next one must know of them stands in a file before they are told.
 
-Nothing else knows of them: no process whose life could be seen, no connection. The file is of one boot only; the ledger
-ends at once what was held in an earlier one. Its session lasts in the ledger until then, so a daemon may be away for
-any part of that time.
+Nobody else keeps them alive: those for a time have no process at all, and the process of the others knows nothing of
+it. The file is of one boot only; the ledger ends at once what was held in an earlier one. The session of a lease for a
+time lasts in the ledger until that is over, so a daemon may be away for any part of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Timed(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease for a time. `until_s` and `granted_at` are seconds on CLOCK_BOOTTIME; `uid` -1: asked for over TCP."""
+    """A lease that the daemon keeps, for a time or (`ttl_s` None) as long as `process` lives.
+
+    `until_s` and `granted_at` are seconds on CLOCK_BOOTTIME; `uid` is of who asked, -1 over TCP.
+    """
 
     id: str
     token: int
@@ -34,19 +37,22 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
     lock_timeout_ms: int
     process: Process
     uid: int
-    ttl_s: float
+    ttl_s: float | None
     until_s: float
     granted_at: float
     stamp_ms: int | None
 
 
 class _Written(msgspec.Struct, kw_only=True):
+    """`leases` are those for a time: who knows of no others reads the file too."""
+
     boot_id: str
     leases: dict[str, Timed] = {}
+    of_processes: dict[str, Timed] = {}
 
 
 class TimedFile:
-    """The leases for a time of one pool, in a file that each change writes anew."""
+    """The leases that the daemon of one pool keeps, in a file that each change writes anew."""
 
     def __init__(self, state: str, pool: str) -> None:
         """:param state: the daemon's own folder"""
@@ -54,31 +60,33 @@ class TimedFile:
         self._written = self._read()
 
     def __repr__(self) -> str:
-        return f"<TimedFile {len(self._written.leases)} leases>"
+        return f"<TimedFile {len(self.all())} leases>"
 
     def all(self) -> tuple[Timed, ...]:
-        """The leases that a daemon of this boot has noted, those whose time is over too."""
-        return tuple(self._written.leases.values())
+        """The leases that a daemon of this boot has noted, those whose time or process is over too."""
+        return (*self._written.leases.values(), *self._written.of_processes.values())
 
     def note(self, lease: Timed) -> None:
         """Write a lease, or what is new of it.
 
         :raises StoreUnavailable: if it cannot be written: nobody may be told then that it lasts
         """
-        before = self._written.leases.get(lease.id)
-        self._written.leases[lease.id] = lease
+        leases = self._written.of_processes if lease.ttl_s is None else self._written.leases
+        before = leases.get(lease.id)
+        leases[lease.id] = lease
         try:
             self._write()
         except OSError as full:
             if before is None:
-                del self._written.leases[lease.id]
+                del leases[lease.id]
             else:
-                self._written.leases[lease.id] = before
+                leases[lease.id] = before
             raise StoreUnavailable(f"{self._path} cannot be written ({full.strerror}); make room there") from None
 
     def forget(self, id: str) -> None:
         """A lease has ended. Where that cannot be written, the next daemon finds it out."""
-        if self._written.leases.pop(id, None) is not None:
+        found = self._written.leases.pop(id, None) or self._written.of_processes.pop(id, None)
+        if found is not None:
             with suppress(OSError):
                 self._write()
 
@@ -90,7 +98,9 @@ class TimedFile:
         except FileNotFoundError:
             return nothing
         except (OSError, msgspec.MsgspecError, GpuLockError) as wrong:
-            _log.error("timed.unreadable", message=f"{self._path}: leases for a time are not known any more: {wrong}")
+            _log.error(
+                "timed.unreadable", message=f"{self._path}: the leases that are kept are not known any more: {wrong}"
+            )
             return nothing
         return found if found.boot_id == nothing.boot_id else nothing
 

@@ -36,7 +36,8 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     With `session` and `ticket` the daemon asks on behalf of the process that chose them, and lets go after the grant.
     With `pid` (on the unix socket) the lease lasts as long as that process; with `ttl` for that time, which PATCH
-    renews; else as long as the connection.
+    renews; else as long as the connection. Of these two `ticket`, on the unix socket, is the lease's id: asked again
+    with it, a request whose answer did not come is answered with the same place or lease.
     `usual_max_wait_time` is what the asker's environment says: what was changed live goes before it.
     """
 
@@ -139,8 +140,11 @@ def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
     :raises ImpossibleRequest: if nothing can be asked for so
     :raises ConfigError: if a duration or an id cannot be read
     """
-    if (wish.session is None) != (wish.ticket is None):
-        raise ConfigError("session, ticket: give both or neither")
+    stays = wish.pid is not None or wish.ttl is not None
+    if (wish.session is None) != (wish.ticket is None) and not (stays and wish.session is None):
+        raise ConfigError("session, ticket: give both or neither; with pid or ttl a ticket alone")
+    if stays and wish.ticket is not None and caller.peer is None:
+        raise ConfigError("ticket: with ttl only on the unix socket, where the kernel says who asks")
     if wish.pid is not None and wish.session is not None:
         raise ConfigError("pid, session: give one of them; a session is kept alive by its own process")
     if wish.ttl is not None and (wish.pid is not None or wish.session is not None):
@@ -157,8 +161,8 @@ def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
         ask=Ask(wants, wishes.check_priority(wish.priority), job, max(50, round(lock_timeout_s * 1000)), wish.inside),
         patience=wishes.patience_of(block, wish.max_wait_time, None),
         process=process,
-        session=_id(wish.session, "session"),
-        ticket=_id(wish.ticket, "ticket"),
+        session=check_id(wish.session, "session") if wish.session is not None else None,
+        ticket=check_id(wish.ticket, "ticket") if wish.ticket is not None else None,
         pid=wish.pid,
         ttl_s=check_ttl(parse_duration_s(wish.ttl, "ttl")) if wish.ttl is not None else None,
     )
@@ -170,7 +174,7 @@ def check_ttl(ttl_s: float) -> float:
     :raises ConfigError: if it is shorter than 50 ms or longer than a week
     """
     if not SHORTEST_TTL_S <= ttl_s <= LONGEST_TTL_S:
-        raise ConfigError(f"ttl: {ttl_s:g} s; say 50 ms to 7 days, and renew it")
+        raise ConfigError(f"ttl: {ttl_s:,.10g} s; say 50 ms to 7 days, and renew it")
     return ttl_s
 
 
@@ -286,7 +290,11 @@ def granted_line(
     )
 
 
-def _id(text: str | None, name: str) -> str | None:
-    if text is not None and not (16 <= len(text) <= 64 and _ID.issuperset(text)):
+def check_id(text: str, name: str) -> str:
+    """Return an id that a client has chosen.
+
+    :raises ConfigError: if it is too short to be its own, or cannot be shown
+    """
+    if not (16 <= len(text) <= 64 and _ID.issuperset(text)):
         raise ConfigError(f"{name}: use 16 to 64 letters, digits, '_' or '-', such as a random UUID's hex")
     return text

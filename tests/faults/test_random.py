@@ -3,206 +3,31 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
-import signal
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import pytest
-import redis
 
-from gpulockd.errors import GpuLockError
-from tests.daemons import Daemon, daemon_folder, running_daemon, start_daemon
-from tests.faults.judge import NEMESIS, Bounds, Story, judged
-from tests.faults.scene import CONFIG, own_store
-from tests.pools import snapshot
-from tests.servers import Server, keys_left
-from tests.states import until
-from tests.system.history import Diary, Note
-from tests.system.workers_started import BRISK, SOAK, Crew, Started
+from tests.faults.evil import PROGRAMS, play
+from tests.system.workers_started import SOAK
 
-EVIL_S = 3600.0 if SOAK else 30.0
-PROGRAMS = 6
-SERVED_S = 90.0
-"""Within which everybody is served when the evil is over: a store that forgot waits for its guard first (seconds)."""
-
-DAEMONS = ("sessions", "session", "session_tickets", "due")
-"""Keys that the daemon's own session has."""
-
-SETTINGS = CONFIG | {"session": CONFIG["session"] | {"guard_gone_after": 10}}
+ROUNDS = 60 if SOAK else 1
+EVIL_S = 60.0 if SOAK else 30.0
 
 
-class Nemesis:
-    """Breaks one thing after the other, by the dice; notes what it has done to programs."""
-
-    def __init__(self, folder: Path, server: Server, crew: Crew, base: Path, daemon: Daemon, seed: int) -> None:
-        self.dice = random.Random(seed)
-        self.diary = Diary(folder / "nemesis.jsonl", NEMESIS)
-        self.server = server
-        self.crew = crew
-        self.base = base
-        self.daemon = daemon
-        self.done: list[str] = []
-        self.over_ns = 0
-        self._listen = f"127.0.0.1:{daemon.port}"
-        self._next = PROGRAMS
-
-    def start(self, name: str) -> Started:
-        """Another program, which asks for one card or both."""
-        wishes = [{}, {}, {}, {"count": 2}, {"lock_timeout": 4}]
-        (started,) = self.crew.start("loop", name, hold_s=[0.01, 0.6], wishes=wishes)
-        return started
-
-    @property
-    def living(self) -> list[Started]:
-        """The programs that nobody has ended."""
-        return [worker for worker in self.crew.workers.values() if worker.process.poll() is None]
-
-    async def strike(self) -> None:
-        """Do one evil thing."""
-        evils: list[Callable[[], object]] = [self.kill, self.kill, self.stop, self.stop, self.flush]
-        evils += [self.forget_scripts, self.pause_store, self.kill_store, self.kill_daemon]
-        evil = self.dice.choice(evils)
-        self.done.append(evil.__name__)
-        made = evil()
-        if made is not None and hasattr(made, "__await__"):
-            await made
-
-    def kill(self) -> None:
-        """A program dies, and another comes."""
-        victim = self.dice.choice(self.living)
-        victim.kill()
-        self.diary.note("killed", victim.name)
-        self.start(f"w{self._next}")
-        self._next += 1
-
-    async def stop(self) -> None:
-        """A program stands still, longer than its session or not."""
-        victim = self.dice.choice(self.living)
-        victim.stop()
-        await anyio.sleep(self.dice.uniform(0.1, 1.5 * BRISK.ttl))
-        with suppress(ProcessLookupError):
-            victim.resume()
-
-    def flush(self) -> None:
-        """FLUSHALL."""
-        with redis.Redis.from_url(self.server.url) as store:
-            store.flushall()
-
-    def forget_scripts(self) -> None:
-        """FUNCTION FLUSH."""
-        with redis.Redis.from_url(self.server.url) as store:
-            store.function_flush("SYNC")
-
-    async def pause_store(self) -> None:
-        """The store stands still."""
-        self.server.pause()
-        await anyio.sleep(self.dice.uniform(0.1, BRISK.ttl))
-        self.server.resume()
-
-    async def kill_store(self) -> None:
-        """The store dies, and comes back empty."""
-        self.server.kill()
-        await anyio.sleep(self.dice.uniform(0.0, 1.0))
-        await anyio.to_thread.run_sync(self.server.start)
-
-    async def kill_daemon(self) -> None:
-        """The daemon dies; another one takes over its record."""
-        self.daemon.process.kill()
-        await self.daemon.ended()
-        await anyio.sleep(self.dice.uniform(0.0, 1.0))
-        arguments = ("--redis", self.server.url, "--listen", self._listen)
-        if self.daemon.process.stdout is not None:
-            self.daemon.process.stdout.close()
-        self.daemon.process = start_daemon(self.base, *arguments, config=SETTINGS, simulate=2)
-
-    def replace_the_lost(self) -> None:
-        """The guard ends programs that were stopped for too long: others come, so that there is always a crowd."""
-        while len(self.living) < PROGRAMS:
-            self.start(f"w{self._next}")
-            self._next += 1
-
-    def served(self) -> bool:
-        """Whether every program that lives has been on a card since the evil was over."""
-        return all((note := worker.find("use")) and note.at_ns > self.over_ns for worker in self.living)
-
-    def is_empty(self) -> bool:
-        """Whether nobody holds or waits."""
-        with suppress(AssertionError, GpuLockError):
-            found = snapshot(self.server, self.daemon.pool)
-            return not found.leases and not found.queued
-        return False
-
-
-@asynccontextmanager
-async def arena(folder: Path, seed: int) -> AsyncIterator[Nemesis]:
-    """Store, daemon, programs, nemesis; all are gone at the end."""
-    with own_store() as server:
-        async with daemon_folder() as base, running_daemon("--redis", server.url, config=SETTINGS, base=base) as daemon:
-            await until(lambda: not snapshot(server, daemon.pool).frozen_ms)
-            with Crew(folder, server.url, daemon.pool, BRISK, GPULOCKD_SOCKET=daemon.socket) as crew:
-                nemesis = Nemesis(folder, server, crew, base, daemon, seed)
-                for number in range(PROGRAMS):
-                    nemesis.start(f"w{number}")
-                try:
-                    yield nemesis
-                finally:
-                    if nemesis.daemon.process.poll() is None:
-                        nemesis.daemon.process.send_signal(signal.SIGTERM)
-                        await nemesis.daemon.ended()
-                    if nemesis.daemon.process.stdout is not None:
-                        nemesis.daemon.process.stdout.close()
-
-
-@pytest.mark.timeout(EVIL_S + 300)
+@pytest.mark.timeout(ROUNDS * (EVIL_S + 300))
 async def test_a_random_evil_hour_breaks_no_rule(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Faults come together, in an order that nobody has thought of; the kernel's locks say who was on a card."""
     seed = int(os.environ.get("GPULOCKD_SEED") or secrets.randbelow(1 << 30))
-    print(f"REPRO: GPULOCKD_SEED={seed} pytest tests/faults/test_random.py")
-    async with arena(tmp_path, seed) as nemesis:
-        until_s = time.monotonic() + EVIL_S
-        while time.monotonic() < until_s:
-            await anyio.sleep(nemesis.dice.uniform(0.2, 2.0))
-            await nemesis.strike()
-            nemesis.replace_the_lost()
-        nemesis.diary.note("over")
-        nemesis.over_ns = time.monotonic_ns()
-        await until(nemesis.served, SERVED_S)
-        for worker in nemesis.living:
-            worker.kill()
-            nemesis.diary.note("killed", worker.name)
-        await until(nemesis.is_empty, SERVED_S)
-        left = [key for key in keys_left(nemesis.server, nemesis.daemon.pool) if key.partition(":")[0] not in DAEMONS]
-        ended = {name: worker.process.returncode for name, worker in nemesis.crew.workers.items()}
-        notes = nemesis.crew.notes()
-    assert not (wrong := strangers(notes, ended)), f"seed {seed}: {wrong}\n{nemesis.done}"
-    story = Story(notes=with_ends(notes, ended), keys_left=left, bounds=Bounds(served_s=SERVED_S))
-    assert not (wrong := judged(story)), f"seed {seed}: {wrong[:10]}\n{nemesis.done}"
-    uses = sum(note.what == "use" for note in notes)
-    record_property("measured", f"{uses} turns under {len(nemesis.done)} faults, seed {seed}")
-    assert uses > PROGRAMS
-
-
-def strangers(notes: list[Note], ended: dict[str, int]) -> list[str]:
-    """C9 where the ledger's events are lost with its data: the guard ends nobody who never had a lease to lose."""
-    killed = {note.key for note in notes if note.who == NEMESIS and note.what == "killed"}
-    entered = {note.who for note in notes if note.what == "enter"}
-    return [f"{who} ended by {code}" for who, code in ended.items() if who not in killed and who not in entered]
-
-
-def with_ends(notes: list[Note], ended: dict[str, int]) -> list[Note]:
-    """The notes, and the ends of those whom the guard has ended: the kernel's locks say when they were off a card."""
-    killed = {note.key for note in notes if note.who == NEMESIS and note.what == "killed"}
-    last = {note.who: note.at_ns for note in notes}
-    ends = [
-        Note(at_ns=last[who] + 1, who=NEMESIS, what="killed", key=who)
-        for who in ended
-        if who not in killed and who in last
-    ]
-    return sorted([*notes, *ends], key=lambda note: note.at_ns)
+    grants = faults = 0
+    for number in range(seed, seed + ROUNDS):
+        print(f"REPRO: GPULOCKD_SEED={number} pytest tests/faults/test_random.py")
+        (folder := tmp_path / str(number)).mkdir()
+        found = await play(folder, number, EVIL_S)
+        assert not found.wrong, f"seed {number}: {found.wrong[:10]}\n{found.faults}"
+        grants, faults = grants + found.grants, faults + len(found.faults)
+    record_property("measured", f"{grants} turns under {faults} faults, seed {seed}")
+    assert grants > PROGRAMS * ROUNDS

@@ -262,3 +262,23 @@ async def test_a_revision_with_settings_of_tomorrow_changes_nothing(daemon: Daem
         await store.aclose()
     assert daemon.process.poll() is None
     assert "Traceback" not in daemon.log
+
+
+async def test_events_from_the_beginning_are_read_once_though_nobody_knows_them(daemon: Daemon) -> None:
+    """Numbers begin at the clock: whoever counts up to them one by one asks the store for ever."""
+
+    async def listen() -> None:
+        async for _ in lock_events(pool=daemon.pool, after=0):
+            continue
+
+    with store_of(daemon) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPULOCKD_REDIS_URL", f"unix://{daemon.runtime / 'store.sock'}")
+        channel = f"gpulockd:{{{daemon.pool}}}:events"
+        store.xtrim(channel, maxlen=0, approximate=False)
+        happens(daemon)
+        before = store.info("commandstats").get("cmdstat_xrange", {}).get("calls", 0)
+        listening = asyncio.create_task(listen())
+        await until(lambda: store.pubsub_numsub(channel)[0][1] >= 2)
+        await anyio.sleep(1)
+        listening.cancel()
+        assert store.info("commandstats")["cmdstat_xrange"]["calls"] - before < 50

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, Terms
 from gpulockd.model import Gpu, Wants
 
@@ -56,6 +58,7 @@ class Ticket:
     level: str = ""
     beat_ms: int | None = None
     asked: bool = False
+    stop: bool = False
     missed_ms: int | None = None
 
     @property
@@ -132,7 +135,8 @@ class Pool:
 
     def queue(self) -> list[Ticket]:
         """All that wait, first first."""
-        return sorted((t for t in self.tickets.values() if t.state in ("waiting", "away")), key=lambda t: t.order)
+        queued = [t for t in self.tickets.values() if t.state in ("waiting", "away")]
+        return sorted(queued, key=lambda t: t.order) if len(queued) > 1 else queued
 
     def heads(self) -> list[Ticket]:
         """The first present ticket of each distinct wants: equal wants never overtake."""
@@ -215,9 +219,9 @@ class Pool:
             t.wants, t.chosen = Wants(keys=("gpu_lock:0",)), ()
 
     def _do_what_is_due(self) -> None:
-        for id in sorted(self.sessions, key=lambda id: (self.sessions[id].ends_ms, id)):
-            if self.sessions[id].ends_ms <= self.now:
-                self._end_session(id, "died")
+        silent = [(session.ends_ms, id) for id, session in self.sessions.items() if session.ends_ms <= self.now]
+        for _, id in sorted(silent):
+            self._end_session(id, "died")
         leases = [t for t in self.tickets.values() if t.state in HOLDS and t.ends_ms <= self.now]
         for t in sorted(leases, key=lambda t: (t.ends_ms, t.id)):
             if t.state == "claim":
@@ -469,6 +473,8 @@ class Pool:
         parked: str = "",
     ) -> Said:
         """Take a place, or the gpus at once."""
+        if len(wants.keys) > 1:  # named in another order they are equal
+            wants = replace(wants, keys=tuple(sorted(wants.keys)))
         refusal = self._begin(session)
         if refusal:
             return refusal
@@ -480,6 +486,7 @@ class Pool:
         if t is not None and t.session != session:
             return ("gone", "foreign")
         if t is not None and (t.state not in ("waiting", "away") or (self.frozen_until and t.state != "away")):
+            self._renew(self.tickets[t.of] if t.of else t)
             return self._again(t)
         if t is not None and not self.frozen_until:
             impossible = self._never(t.wants)
@@ -588,6 +595,7 @@ class Pool:
             return ("frozen", max(0, self.frozen_until - self.now), self.frozen_why)
         if t.state == "claim":
             self._confirm(t)
+        self._renew(self.tickets[t.of] if t.of else t)
         return self._granted(t)
 
     def end(self, session: str, id: str, token: int | None, reason: str, what: str = "ticket") -> Said:
@@ -621,15 +629,17 @@ class Pool:
             return refusal
         mine = [t for t in self.tickets.values() if t.session == session and t.state != "waiting" and not t.left]
         has = {(t.id, t.token, t.state) for t in mine}
-        lost = set()
+        lost, stops = set(), set()
         for id, token in leases:
             t = self.tickets.get(id)
             if t and (t.session, t.token) == (session, token) and t.state in ("held", "member"):
-                self._renew(self.tickets[t.of] if t.of else t)
+                lease = self.tickets[t.of] if t.of else t
+                self._renew(lease)
+                stops |= {id} if lease.stop else set()
             elif not self.frozen_until:
                 lost.add((id, self.tombs.get(id, "overruled")))
         listeners = self._ring(session, f"echo {echo} " + " ".join(sorted(f"{i}:{n}:{s}" for i, n, s in has)))
-        return ("alive", int(listeners), frozenset(has), frozenset(lost))
+        return ("alive", int(listeners), frozenset(has), frozenset(lost), frozenset(stops))
 
     def progress(self, session: str, id: str, token: int) -> Said:
         """Say how far the work is."""
@@ -667,6 +677,7 @@ class Pool:
         if self.now - since < after_ms:
             return ("marked", "early", t.level)
         for one in [t, *(self.tickets[member] for member in t.members)] if stop else []:
+            one.stop = one is t or one.stop
             self._ring(one.session, f"stop {one.id}")
         if not is_new:
             return ("marked", "noted", t.level)

@@ -121,6 +121,13 @@ def test_old_backups_go_and_all_are_listed(daemon: Daemon, tmp_path: Path) -> No
     assert [row["trouble"] is None for row in json.loads(listed.stdout)].count(False) == 1
 
 
+def test_without_a_name_it_lies_in_the_state_folder_of_the_daemon_that_runs(daemon: Daemon) -> None:
+    """Where the next person looks for it, however the daemon was started."""
+    done = said(daemon, "backup", "--json")
+    assert done.returncode == 0, done.stderr
+    assert Path(json.loads(done.stdout)["file"]).parent == daemon.state / "backups"
+
+
 def test_a_restored_configuration_is_a_revision_that_a_rollback_undoes(daemon: Daemon, tmp_path: Path) -> None:
     """It is a change like any other: with an author, a reason, and a way back."""
     assert said(daemon, "config", "set", "gpu_lock.max_wait_time=600").returncode == 0

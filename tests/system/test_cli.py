@@ -37,12 +37,12 @@ def held(daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     """Both GPUs are held by "ocr-batch", and "train" waits."""
     holder = Started(daemon, tmp_path, "run", "-n", "2", "--task", "ocr-batch", "--", "sleep", "60")
     until_blocking(lambda: leases(daemon, "ocr-batch"))
-    waiter = Started(daemon, tmp_path, "run", "-n", "2", "-p", "3", "--task", "train", "--", "sleep", "60")
-    until_blocking(lambda: queued(daemon, "train"))
+    waiter = Started(daemon, tmp_path, "run", "-n", "2", "-p", "3", "--task", "train-列", "--", "sleep", "60")
+    until_blocking(lambda: queued(daemon, "train-列"))
     yield daemon
     waiter.close()
     holder.close()
-    until_blocking(lambda: not leases(daemon, "ocr-batch") and not leases(daemon, "train"))
+    until_blocking(lambda: not leases(daemon, "ocr-batch") and not leases(daemon, "train-列"))
 
 
 def said(daemon: Daemon, *words: str) -> Any:
@@ -63,7 +63,7 @@ def test_status_shows_who_holds_what_and_who_waits(held: Daemon) -> None:
     assert second.startswith("1 ")
     assert "ocr-batch" in first
     assert line.startswith("queue: 1 waiting, oldest ")
-    assert "(train)" in line
+    assert "(train-列)" in line
     assert "\033" not in done.stdout
 
 
@@ -89,7 +89,7 @@ def test_listings_print_json(held: Daemon) -> None:
     assert [gpu["index"] for gpu in status["gpus"]] == [0, 1]
     assert status["leases"][0]["task"] == "ocr-batch"
     queue = said(held, "queue")
-    assert (queue["queued"], queue["queue"][0]["task"], queue["queue"][0]["priority"]) == (1, "train", 3)
+    assert (queue["queued"], queue["queue"][0]["task"], queue["queue"][0]["priority"]) == (1, "train-列", 3)
     assert said(held, "version")["gpulockd"]
 
 
@@ -112,6 +112,23 @@ def test_release_takes_the_gpu_and_then_finds_nothing(daemon: Daemon, tmp_path: 
     again = call(daemon, "release", "1")
     assert again.returncode == 1
     assert "nothing is held as '1'" in again.stderr
+
+
+def test_release_asks_with_the_holders_name(held: Daemon) -> None:
+    """Who meant another job sees it in time."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command("release", "0"), env=clean_env(GPULOCKD_SOCKET=held.socket), stdin=theirs, stderr=theirs
+    ) as asking:
+        os.write(ours, b"n\n")
+        assert asking.wait(30) == 1
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    os.close(theirs)
+    pid = leases(held, "ocr-batch")[0]["pid"]
+    assert f"GPU 0, GPU 1 held by ocr-batch (pid {pid} " in shown
+    assert "its program is ended" in shown
+    assert leases(held, "ocr-batch")
 
 
 def test_events_tells_what_happened(daemon: Daemon) -> None:
@@ -175,6 +192,22 @@ def test_usage_errors_give_2_and_name_the_nearest_command() -> None:
     assert call(None).returncode == 2
     assert call(None, "--help").returncode == 0
     assert call(None, "run", "--help").returncode == 0
+
+
+def test_what_a_terminal_cannot_show_is_replaced(held: Daemon) -> None:
+    """A task's name in another script must not end the listing of all others."""
+    for words in (("status",), ("history",), ("queue",), ("top", "--once")):
+        done = call(held, *words, PYTHONIOENCODING="ascii")
+        assert done.returncode == 0, done.stderr
+        assert "ocr-batch" in done.stdout
+
+
+def test_more_gpus_than_can_be_simulated_are_refused_before_a_store_is_started(tmp_path: Path) -> None:
+    """A store that nobody uses would stay behind."""
+    done = call(None, "serve", "--simulate", "1000", "--socket", str(tmp_path), "--state-dir", str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert "0 to 64" in done.stderr
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_unexpected_error_is_one_line_without_debug(daemon: Daemon) -> None:

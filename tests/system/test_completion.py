@@ -76,6 +76,12 @@ def test_bash_offers_what_can_be_written_there(line: str, some: set[str]) -> Non
     assert some <= offered(line)
 
 
+def test_bash_offers_a_verb_once() -> None:
+    """`gpu drain drain` is no command."""
+    assert not {"drain", "resume"} & offered("gpulockd gpu drain ")
+    assert {"drain", "resume"} <= offered("gpulockd gpu --json ")
+
+
 @pytest.mark.parametrize("line", ["gpulockd run --task ", "gpulockd acquire --ttl "])
 def test_bash_offers_nothing_where_only_the_user_knows(line: str) -> None:
     """A name or a duration is no option."""

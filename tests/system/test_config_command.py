@@ -259,6 +259,10 @@ def test_check_names_the_place_and_needs_no_daemon(tmp_path: Path) -> None:
     assert f"others may read {key}; run: chmod 600" in refused(None, 2, "check", str(bad))
     bad.write_text("- a\n")
     assert "not a list" in refused(None, 2, "check", str(bad))
+    bad.write_text("\n")
+    assert "it is empty" in refused(None, 1, "check", str(bad)), "as a daemon that runs would say"
+    bad.write_text("{}\n")
+    assert ok(None, "check", str(bad)) == f"{bad}: can be used (0 settings)\n"
     assert ok(None, "check", str(ROOT / "config.yml")).startswith(str(ROOT / "config.yml"))
 
 
@@ -292,6 +296,7 @@ def test_history_diff_and_audit(daemon: Daemon) -> None:
     """Who, when, why, what."""
     number = said(daemon, "show")["revision"]["number"]
     ok(daemon, "set", "gpu_lock.poll_interval=1", "--reason", "less load")
+    refused(daemon, 2, "history", "-n", "0")
     first = ok(daemon, "history", "-n", "1").splitlines()[1]
     assert first.startswith(f"> {' ' * 0}")
     assert "gpu_lock.poll_interval: 2 -> 1 (less load)" in first

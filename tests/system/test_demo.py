@@ -48,6 +48,11 @@ class Demo:
         """All that it has said."""
         return self.log.read_text(errors="replace")
 
+    def waits_with_signals(self) -> bool:
+        """Whether a Ctrl-C waits until it is asked for."""
+        said = Path(f"/proc/{self.process.pid}/status").read_text()
+        return bool(int(said.partition("SigBlk:")[2].split()[0], 16) & 1 << (signal.SIGINT - 1))
+
     def living(self) -> list[int]:
         """The pids of all its processes. The store has no environment to show, but its socket in its title."""
         found = []
@@ -95,6 +100,18 @@ def test_it_grants_and_ends_all_that_it_started(base: Path, demos: list[Demo], n
     assert demo.process.wait(20) == 0
     until_blocking(lambda: not demo.living(), within_s=5)
     assert "Traceback" not in demo.said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_ctrl_c_while_it_starts_ends_it_without_a_trace(base: Path, demos: list[Demo], processes: int) -> None:
+    """Who changes their mind must not be shown the inside of Python, nor be left with half a start."""
+    demo = Demo(base, "--simulate", "2")
+    demos.append(demo)
+    until_blocking(lambda: demo.waits_with_signals() and len(demo.living()) >= processes)
+    os.killpg(demo.process.pid, signal.SIGINT)  # as the terminal does
+    assert demo.process.wait(30) in (0, 130)
+    until_blocking(lambda: not demo.living())
+    assert "Traceback" not in demo.said and "Error" not in demo.said, demo.said
 
 
 def test_without_load_it_is_the_daemon_alone(base: Path, demos: list[Demo]) -> None:

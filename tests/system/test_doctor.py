@@ -266,6 +266,19 @@ def test_which_file_is_read_and_what_is_wrong_in_it(daemon: Daemon, tmp_path: Pa
     said.line("config", "fail", "config.yml:2:3", "did you mean", "gpulockd config check")
 
 
+def test_a_change_that_the_daemon_has_not_taken_is_said(tmp_path: Path) -> None:
+    """Its file and what it goes by differ then, and the next start fails."""
+    with one_daemon(config=QUICK) as own:
+        file = own.state.parent / "config.yml"
+        said = doctor(own)
+        said.line("config", "ok", f"the daemon goes by {file}")
+        file.write_text("gpu_lock:\n  max_wiat_time: 5m\n")
+        os.kill(own.process.pid, signal.SIGHUP)
+        until_blocking(lambda: doctor(own).code == 1)
+        said = doctor(own)
+        said.line("config", "fail", "has not taken the last change", "config.yml:2:3", f"config check {file}")
+
+
 def test_another_store_than_the_daemons_is_said(daemon: Daemon, server: Server) -> None:
     """Programs there and here would not keep each other out."""
     said = doctor(daemon, GPULOCKD_REDIS_URL=server.url)

@@ -24,6 +24,7 @@ async def test_a_drained_gpu_takes_nobody_until_it_is_resumed() -> None:
         said = call(daemon, "gpu", "resume", gpus[0]["uuid"], "--json")
         assert json.loads(said.stdout) == {"key": "gpu_lock:0", "state": "ready", "was": "drained"}
         assert call(daemon, "run", "-q", "--no-wait", "--gpu", "0", "--", "true").returncode == OK
+        assert call(daemon, "gpu", "resume", "0").stdout == "GPU 0 is in the pool, as before\n"
 
 
 async def test_a_gpu_that_is_not_there_is_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.daemons import QUICK, running_daemon
 from tests.states import until
+from tests.system.commands import call
 from tests.system.holders import holders
 
 
@@ -35,8 +36,10 @@ async def test_a_stop_without_its_store_says_who_goes_on(tmp_path: Path) -> None
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first")
             await first.is_in()
+            assert call(daemon, "acquire", "-q", "--ttl", "1m", "--task", "step").returncode == 0
             await daemon.stop()
             assert "daemon.holders_go_on" in daemon.log
+            assert "gpu_lock:1: step, since" in daemon.log, "a hold for a time has no process"
             assert "daemon.stops_under_holders" not in daemon.log
             first.leave()
             await first.is_out()

@@ -61,6 +61,10 @@ def test_holds_and_waits_that_came_to_nothing_are_told_the_latest_first(daemon: 
     assert len(short.stdout.splitlines()) == 2 and "--limit" in short.stderr
     assert call(daemon, "history", "--task", "nobody").stdout == "nobody held or waited in that time\n"
     assert call(daemon, "history", "--since", "soon").returncode == 2
+    for typo in ("9", "abc"):
+        missing = call(daemon, "history", "--gpu", typo)
+        assert (missing.returncode, missing.stdout) == (1, ""), "as `status` says it"
+        assert f"there is no GPU '{typo}' here" in missing.stderr
     assert call(daemon, "history", "--limit", "0").returncode == 2
 
 
@@ -78,6 +82,11 @@ def test_a_wait_that_was_left_and_a_hold_that_goes_on_are_told(daemon: Daemon, t
             at = next(i for i, line in enumerate(lines) if line.startswith(HEADS))
             assert len(lines[at]) <= 80 and len(lines[at + 1]) <= 80, lines
             assert "…" in lines[at + 1], "what is cut is marked"
+        assert "…" in narrow(daemon, "queue")[0] and len(narrow(daemon, "queue")[0]) <= 80
+        for asked in ("events", "top --once"):
+            told = [line for line in narrow(daemon, asked) if line[2:3] == ":" and "whisper" in line]
+            assert told and all("…" in line or len(line) < 80 for line in told), told
+            assert all(len(line) <= 80 for line in told), told
         assert "1 waits: GPU 0 held by" in call(daemon, "queue").stdout
         assert LONG in call(daemon, "status").stdout, "a file gets all of it"
         waiter.close()

@@ -73,6 +73,7 @@ def test_what_cannot_be_run_gives_127_or_126_and_the_lease_back(daemon: Daemon, 
     assert "not found" in missing.stderr
     assert read_json(tmp_path / "r")["outcome"] == "not_found"
     assert call(daemon, "run", "--", str(script)).returncode == 126
+    assert call(daemon, "run", "--report", "-", "--", "true").returncode == 125, "stdout is the command's"
     assert not read_all(daemon)
 
 

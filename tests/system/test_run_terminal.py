@@ -99,6 +99,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
     shell.type(f"{RUN} -- sleep 3\n")
     shell.see("got GPU 0")
     shell.type("\x1a")
+    shell.see("the GPU stays taken until the hard limit")
     shell.see("Stopped")
     shell.type("fg\n")
     shell.see("released GPU 0")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("celery")
 
-from gpulockd.contrib.celery import SINCE_HEADER, GpuTask, since_of
+from gpulockd.contrib.celery import OPTIONS_HEADER, SINCE_HEADER, GpuTask, since_of
 from gpulockd.contrib.celery_options import Options, progress_of
 from gpulockd.errors import ConfigError
 
@@ -20,6 +20,7 @@ from gpulockd.errors import ConfigError
     ("said", "told"),
     [
         ({"memroy": "6GiB"}, "did you mean 'memory'"),
+        ({"bogus": 1}, "known are"),
         ({"mode": "later"}, "'block' or 'retry'"),
         ({"priority": 1000}, "-100 to 100"),
         ({"memory": "six"}, "memory"),
@@ -75,6 +76,20 @@ def test_celery_is_loaded_by_its_own_module_alone() -> None:
 def test_a_time_that_no_clock_has_is_now(said: Any) -> None:
     """Anybody may send a message; a header must not end a task or shorten its wait."""
     assert abs(since_of({SINCE_HEADER: said}) - time.time()) < 60
+
+
+@pytest.mark.parametrize("said", ["gpu_lock:0", 3, ["priority"]])
+def test_a_message_whose_options_are_none_is_refused_with_the_cure(said: Any) -> None:
+    """Whoever reads the worker's log learns what to send; a TypeError would look like a bug of the task."""
+
+    class Sent(GpuTask):
+        def _gpu_headers(self) -> Any:
+            return {OPTIONS_HEADER: said}
+
+    with pytest.raises(ConfigError, match="send options there"):
+        Sent()._gpu_options()
+    with pytest.raises(ConfigError, match="give options"):
+        Sent().apply_async(gpu=said)
 
 
 def test_since_when_it_waits_is_what_the_message_says() -> None:

@@ -319,7 +319,16 @@ def test_timeouts_and_unusable_cards_come_with_advice() -> None:
     snapshot = pool((gpu(0, "quarantined"),), waiting=(ticket("a"),))
     advice = performance.performance(snapshot, (), {}, window, {}).advice
     assert any("timed out" in said and "max_wait_time" in said for said in advice)
-    assert any("GPU 0 cannot be used" in said for said in advice)
+    assert any("GPU 0" in said and "resume" in said for said in advice)
+
+
+def test_nobody_is_told_to_resume_a_card_that_no_waiting_request_could_use() -> None:
+    """It would change nothing for those who wait."""
+    for wants, is_told in (("exclusive:1:0:gpu_lock:0", False), ("exclusive:2:0:gpu_lock:0,gpu_lock:1", True)):
+        waiting = (msgspec.structs.replace(ticket("a"), wants=wants),)
+        snapshot = pool((gpu(0), gpu(1, "drained")), waiting=waiting)
+        advice = performance.performance(snapshot, (), {}, Tally(), {}).advice
+        assert any("GPU 1" in said for said in advice) is is_told
 
 
 def test_the_head_tells_running_idle_and_stalled_apart() -> None:

@@ -109,7 +109,7 @@ def test_every_value_comes_out_as_its_setting_has_it() -> None:
         ("gpu_lock_monitor.cleanup.max_retry", -1, "from 0 to 1000"),
         ("gpu_lock_monitor.cleanup.max_retry", 1.5, "not a whole number"),
         pytest.param("gpu_lock_monitor.cleanup.max_retry", 10**5000, "out of range", id="huge number"),
-        ("gpus.simulate", 5000, "from 0 to 1024"),
+        ("gpus.simulate", 5000, "from 0 to 64"),
         ("config.rollback_timeout_rate", 1.1, "from 0 to 1"),
         ("config.rollback_timeout_rate", math.nan, "from 0 to 1"),
         ("config.rollback_timeout_rate", "many", "not a number"),

@@ -54,9 +54,12 @@ def bash(commands: Sequence[Command]) -> str:
     tops = " ".join(command.words[0] for command in commands if len(command.words) == 1)
     words = [f"        '') words={_quoted(tops + ' --help --version --debug')} ;;"]
     for command in commands:
-        said = " ".join([*_words(command.inner), *command.choices, *_names(command.options)])
-        files = " compopt -o default 2>/dev/null;" if command.takes_file else ""
-        words.append(f"        {_quoted(' '.join(command.words))}) words={_quoted(said)};{files} ;;")
+        said = " ".join([*_words(command.inner), *_names(command.options)])
+        more = " compopt -o default 2>/dev/null;" if command.takes_file else ""
+        if command.choices:  # one of them; what follows only the user knows
+            choices = _quoted(f" {' '.join(command.choices)} ")
+            more += f' [[ {choices} == *" $prev "* ]] || words+={choices};'
+        words.append(f"        {_quoted(' '.join(command.words))}) words={_quoted(said)};{more} ;;")
     return _BASH.format(made=MADE, pairs="\n".join(pairs), values="\n".join(values), words="\n".join(words))
 
 

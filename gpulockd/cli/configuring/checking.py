@@ -11,14 +11,14 @@ from pathlib import Path
 
 from gpulockd.cli.configuring.telling import Record, printed
 from gpulockd.cli.options import Parser
-from gpulockd.cli.talk import OK, USAGE, CommandError, say
+from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, say
 from gpulockd.errors import ConfigError
 
 STANDARD_INPUT = "-"
 
 
 def check(words: Sequence[str]) -> int:
-    """Check one file: 0 if a daemon could start with it, else 2 and the place of what is wrong."""
+    """Check one file: 0 if a daemon could go by it, 1 if it is empty, else 2 and the place of what is wrong."""
     parser = Parser("config check", "Say whether a daemon could use this file; errors name file, line and column.")
     parser.add_argument("file", nargs="?", metavar="FILE", help="default: the one that `gpulockd serve` would read")
     parser.add_argument("--environment", action="store_true", help="with what this environment sets, as a daemon here")
@@ -30,10 +30,10 @@ def check(words: Sequence[str]) -> int:
     except _Wrong as wrong:
         if args.json:
             printed({"file": args.file, "ok": False, "error": wrong.messages[0], "errors": list(wrong.messages)})
-            return USAGE
+            return wrong.code
         for message in wrong.messages[:-1]:
             say(message)
-        raise CommandError(wrong.messages[-1], "correct it, then check again", USAGE) from None
+        raise CommandError(wrong.messages[-1], wrong.hint, wrong.code) from None
     if args.json:
         printed({"file": found, "ok": True, "settings": count})
     elif found is None:
@@ -46,9 +46,13 @@ def check(words: Sequence[str]) -> int:
 class _Wrong(Exception):
     """All that is wrong, each with its place."""
 
-    def __init__(self, messages: tuple[str, ...]) -> None:
+    def __init__(
+        self, messages: tuple[str, ...], code: int = USAGE, hint: str = "correct it, then check again"
+    ) -> None:
         super().__init__(*messages)
         self.messages = messages
+        self.code = code
+        self.hint = hint
 
 
 def _checked(file: str | None, environ: Mapping[str, str]) -> tuple[str | None, int]:
@@ -72,7 +76,11 @@ def _checked(file: str | None, environ: Mapping[str, str]) -> tuple[str | None, 
                 read = find(path, environ) or ""
                 found = troubles(Path(read).read_bytes(), read)
             raise _Wrong(tuple(renamed(one, path, file).message for one in found or (wrong,))) from None
-        return (file if path != file else layers.file), len(flat(layers.base))
+        shown = file if path != file else layers.file
+        if layers.is_empty:
+            what = "it is empty: a daemon starts with the defaults, but one that runs does not take it"
+            raise _Wrong((f"{shown}: {what}",), NEGATIVE, "write {} if everything is to have its default")
+        return shown, len(flat(layers.base))
 
 
 def tree_of(file: str) -> Record:

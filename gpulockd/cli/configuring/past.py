@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gpulockd.cli import http
 from gpulockd.cli.configuring.telling import Record, change_lines, diff_lines, printed, when
-from gpulockd.cli.options import Parser, revision
+from gpulockd.cli.options import Parser, revision, whole
 from gpulockd.cli.talk import OK, table
 
 HEAD = ("", "REVISION", "WHEN", "WHO", "BY", "STABLE", "WHAT")
@@ -18,13 +18,13 @@ LONGEST_VALUE = 40
 def history(words: Sequence[str]) -> int:
     """Print the revisions, the newest first."""
     parser = Parser("config history", "The revisions, the newest first; > is the one in force.")
-    parser.add_argument("-n", "--count", type=int, default=20, metavar="N", help="how many (20)")
+    parser.add_argument("-n", "--count", type=whole(1, 200), default=20, metavar="N", help="how many (20)")
     parser.add_argument("--before", type=revision, metavar="N", help="only those before revision N")
     parser.json_flag()
     args = parser.parse_args(words)
     before = "" if args.before is None else f"&before={max(0, args.before)}"
     with http.find() as daemon:
-        said = daemon.get(f"/api/v1/config/history?count={max(1, min(args.count, 200))}{before}")
+        said = daemon.get(f"/api/v1/config/history?count={args.count}{before}")
     if args.json:
         printed(said)
         return OK

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from gpulockd.cli import http
 from gpulockd.cli.doctoring.finding import Finding, Host, fail, ok, warn
+from gpulockd.cli.talk import CommandError
 
 CHECK = "config"
 
 
 def look(host: Host) -> Iterator[Finding]:
-    """Say which file is read."""
+    """Say which file is read, and whether the daemon has taken what stands in its own."""
+    yield from _of_daemon(host)
     try:
         from gpulockd.daemon.configuration import load_layers
     except ImportError as missing:
-        text = f"the configuration is not looked at without the package {missing.name!r}"
-        yield ok(CHECK, f"{text} (a host of clients alone needs none)")
+        text = f"a host of clients alone needs none; a daemon here needs the package {missing.name!r} to read one"
+        yield ok(CHECK, text)
         return
     from gpulockd.errors import ConfigError
 
@@ -35,6 +38,23 @@ def look(host: Host) -> Iterator[Finding]:
     if rest:
         text = f"{', '.join(rest)} is not read here, since {layers.file} comes first"
         yield warn(CHECK, text, "keep one of them, or name it with --config or GPULOCKD_CONFIG")
+
+
+def _of_daemon(host: Host) -> Iterator[Finding]:
+    """What the daemon that runs goes by; nothing where it does not answer, which others say."""
+    if host.socket is None or not host.hello:
+        return
+    try:
+        with http.Daemon(host.socket) as daemon:
+            said = daemon.get("/api/v1/config")
+    except CommandError:
+        return
+    file, trouble = said.get("file"), said.get("trouble")
+    if trouble:
+        remedy = f"correct it; 'gpulockd config check {file or ''}' says all that is wrong"
+        yield fail(CHECK, f"the daemon has not taken the last change: {trouble}", remedy)
+    elif file:
+        yield ok(CHECK, f"the daemon goes by {file}")
 
 
 def _without_settings() -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpulockd.cli.records import Record, name_of, seconds, starts, task_of, wants_of
-from gpulockd.cli.talk import shortened, table
+from gpulockd.cli.talk import fitted, shortened, table
 from gpulockd.cli.watching.picture import Picture
 from gpulockd.units import clean
 
@@ -161,6 +161,6 @@ def frame(picture: Picture, events: Sequence[Record], sort: str = "gpu") -> str:
     parts = [head(picture)]
     parts += [table(CARDS, [row.cells for row in rows], shrink=("HOLDER",)) if rows else "no GPU is offered here"]
     parts += ["\n".join(line(picture)) if picture.queue else "nobody waits"]
-    shown = [happened(event) for event in events[-SHOWN_EVENTS:]]
+    shown = [fitted(happened(event), clean(str(event.get("task") or ""))) for event in events[-SHOWN_EVENTS:]]
     parts += ["\n".join(shown)] if shown else []
     return "\n\n".join(parts)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from gpulockd.client.lease import BlockingLease
+from gpulockd.client.lock import gpu_lock
 from gpulockd.client.nesting import owner_here
 
 
@@ -19,7 +21,7 @@ class Hold:
 
     __slots__ = ("_owner", "_pid", "by_hand", "lease", "leave", "lock")
 
-    def __init__(self, lock: object, lease: BlockingLease) -> None:
+    def __init__(self, lock: gpu_lock, lease: BlockingLease) -> None:
         self.lock = lock
         self.lease = lease
         self.leave: Callable[[], None] = lease.release
@@ -46,6 +48,11 @@ class Hold:
         lease = self.lease
         return not lease.living and lease._session.table.get(lease.id) is not None
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether its block is over without a word: a signal handler has torn its end."""
+        return self.is_of_this_process and not self.lease.living and not self.lock._uses.has(self.lease)
+
     def may_be_ended_by(self, run: str) -> bool:
         """Whether who asks may end it as `run`: the name of its task, or the id of its run."""
         if self.is_mine:
@@ -57,8 +64,12 @@ _holds: list[Hold] = []
 """The innermost last. Threads append and remove; both are one step."""
 
 
-def begun(lock: object, lease: BlockingLease) -> Hold:
+def begun(lock: gpu_lock, lease: BlockingLease) -> Hold:
     """Note that `lock` was entered."""
+    for other in tuple(_holds):
+        if other.is_torn:
+            with suppress(ValueError):
+                _holds.remove(other)
     hold = Hold(lock, lease)
     _holds.append(hold)
     return hold

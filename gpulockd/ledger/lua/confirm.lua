@@ -1,5 +1,5 @@
 -- confirm: the winner of a doorbell, or a holder in doubt, asks whether the lease stands; the body starts on 'held'.
--- Only the winner's own loop sends this, never a keepalive.
+-- Only the winner's own loop sends this, never a keepalive; who begins so late begins with its whole lock timeout.
 --
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] lease id    ARGV[3] token
@@ -15,5 +15,5 @@ if gone_on or t.session ~= ARGV[1] or text(t.token) ~= ARGV[3] then return books
 if t.state == 'claim' and books.frozen() then
   return books.answer('frozen', text(books.frozen_ms()), meta.frozen_why or '')
 end
-if t.state == 'claim' then tickets.confirm(t) end
+if t.state == 'claim' then tickets.confirm(t) else tickets.renew(t) end
 return books.answer('held', text(t.token), text(math.max(0, (t.granted_ms or t.stamp) - t.stamp)), gpus.describe(gpus.split(t.gpus)))

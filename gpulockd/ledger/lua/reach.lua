@@ -1,6 +1,7 @@
 -- reach: the daemon has seen a lease at an age, or its task silent for a time, or an operator asks its holder to stop,
 -- which is no age. It is written on the lease and told once,
--- whoever asks again; a holder that is to stop is rung each time, for a ring may be lost. It ends nothing.
+-- whoever asks again; a holder that is to stop is rung each time, for a ring may be lost, and its keepalives tell it too.
+-- It ends nothing.
 --
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session, ''    ARGV[2] lease id    ARGV[3] token
@@ -29,6 +30,7 @@ if level == 'operator' then new = not t.asked end
 if books.now - since < tonumber(ARGV[5]) then return books.answer('early', before) end
 
 if stop then
+  if not t.stop then tickets.mark(t, 'stop', '1') end
   local rung = {t}
   for _, member in ipairs(redis.call('SMEMBERS', names.base .. 'members:' .. id)) do
     rung[#rung + 1] = tickets.get(member)

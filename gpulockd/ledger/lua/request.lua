@@ -37,8 +37,10 @@ if ARGV[10] ~= '' and books.now - ARGV[10] > LATE_MS then return books.answer('l
 local t, more = tickets.get(id), false
 if t then
   if t.session ~= session then return books.answer('gone', 'foreign') end
+  -- The answer before was not read: its process may have stood still meanwhile, and begins only now.
+  if t.state == 'held' or t.state == 'member' then tickets.renew(t) end
   if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
-  if t.state == 'held' or (t.state == 'claim' and not books.frozen()) then return granted(t) end
+  if t.state == 'held' then return granted(t) end
   if t.state == 'member' then return joined(t) end
   if books.frozen() and t.state ~= 'away' then return waiting() end
   local kind, detail

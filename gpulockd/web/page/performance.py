@@ -9,7 +9,7 @@ import msgspec
 from gpulockd.events import Event, LockAcquired, LockExpired, LockReleased, LockRevoked
 from gpulockd.ledger.statistics import TaskStatistics
 from gpulockd.ledger.tally import Tally
-from gpulockd.model import Snapshot
+from gpulockd.model import Snapshot, Wants
 from gpulockd.web.overseeing import CardReading
 from gpulockd.web.page.words import age, gpu_name, named, percent
 
@@ -185,7 +185,12 @@ def _advice(snapshot: Snapshot, cards: Sequence[IdleCard], window: Tally) -> tup
             f"One wait in twenty takes over {age(p95_ms / 1000)}, and at most {percent(most)} of the memory is used: "
             'let small tasks share a card, gpu_lock(memory="8GiB").'
         )
-    unusable = [str(record.gpu) for record in snapshot.gpus if record.state not in ("ready", "settling")]
-    if unusable and snapshot.queued:
-        said.append(f"{snapshot.queued} wait while {', '.join(unusable)} cannot be used: resume what is well.")
+    places = [Wants.parse(one.wants).keys for one in snapshot.queue]
+    unusable = [
+        str(record.gpu)
+        for record in snapshot.gpus
+        if record.state not in ("ready", "settling") and any(not keys or record.gpu.key in keys for keys in places)
+    ]
+    if unusable:
+        said.append(f"Some wait who could use {', '.join(unusable)}, which cannot be used now: resume what is well.")
     return tuple(said)

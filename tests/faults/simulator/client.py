@@ -11,9 +11,6 @@ from tests.faults.simulator.world import Away, Coroutine, sleep
 from tests.lua.model import Said
 
 POLL_S, MOST_POLL_S = 2.0, 10.0
-LONG_STOP_MS = 90_000
-"""Without a guard nobody is stopped for longer: belief is counted by sessions, not by a lock's own end."""
-
 FIRST_RETRY_S, MOST_RETRY_S = 0.05, 1.0
 
 
@@ -135,8 +132,7 @@ class Client(Member):
 
     def _entry(self, wants: Wants, priority: int) -> Entry:
         self._asked += 1
-        shortest_ms = (15_000, 40_000) if self.site.is_guarded else (LONG_STOP_MS, LONG_STOP_MS)
-        timeout_ms = self.world.dice.choice((*shortest_ms, 3_600_000))
+        timeout_ms = self.world.dice.choice((15_000, 40_000, 3_600_000))
         entry = Entry(f"{self.name}.{self._asked}", self.session, wants, priority, timeout_ms)
         self.table[entry.id] = entry
         return entry

@@ -12,28 +12,28 @@ from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.settling import LOST_BY, UNHEARD_S
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.settings import SettleBlock
-from tests.faults.simulator.asserting import assert_all
 from tests.faults.simulator.client import Client
 from tests.faults.simulator.kernel import Followed, Watched
 from tests.faults.simulator.link import LATENCY_S, GuardLink
-from tests.faults.simulator.session import Member
+from tests.faults.simulator.offering import IDLE_ROUND_S, Offering
 from tests.faults.simulator.site import Site
-from tests.faults.simulator.store import TERMS, TIMES
+from tests.faults.simulator.store import TIMES
 from tests.faults.simulator.world import Away, Coroutine, Signal, sleep
 from tests.lua.model import Ticket
 
 GRACE_S = SettleBlock().grace
 ROUND_S = 1.0
+"""Between two looks at the ledger while something is under way: here no event tells of news."""
+
 LOOK_S = 0.25
 
 
-class Daemon(Member):
+class Daemon(Offering):
     """One daemon, until it is killed."""
 
     def __init__(self, site: Site, number: int) -> None:
-        super().__init__(site.host, f"daemon{site.pool}/{number}", site.store, site.pool)
+        super().__init__(site, number)
         assert site.record is not None
-        self.site = site
         self.serves = False
         self.callers: list[tuple[Caller, GuardLink]] = []
         record, self.news = site.record, Signal()
@@ -44,11 +44,6 @@ class Daemon(Member):
         self.word = GuardsWord(self.guard)
         self.adopts = True
         self._leaving: set[tuple[str, int]] = set()
-        self._offered: tuple[str, Any] = ("", None)
-        self._freezes_until = 0.0
-        self._first_epoch = ("", 0)
-        self._epoch: Any = None
-        self._epoch_began = 0.0
         self._vouched_at = -1e9
 
     def begin(self) -> None:
@@ -57,7 +52,7 @@ class Daemon(Member):
             for party in lease.inside:
                 self.guard.callers.own(party)
         super().begin()
-        self.spawn(self._offering())
+        self.spawn(self.offering())
         self.spawn(self._rounds())
         self.spawn(self._say_alive())
         self.serves = True
@@ -74,6 +69,7 @@ class Daemon(Member):
         if ended == self.session:
             self.word.doubt()
             self.adopts = True
+            self.offers.kick()
         super().begin_anew(ended, reason)
 
     # The door
@@ -109,67 +105,15 @@ class Daemon(Member):
                     link.daemon_said_alive()
             yield sleep(TIMES.keepalive)
 
-    # The offer
-
-    def _offering(self) -> Coroutine:
-        while True:
-            pause_s = 0.5
-            try:
-                epoch = self.facts.epoch if self.facts else None
-                doubts = self.clock() < self._freezes_until and self._is_sure()
-                if self._offered != (self.session, epoch) or doubts:
-                    yield from self._offer()
-            except Away:
-                pause_s = 0.2
-            yield sleep(pause_s)
-
-    def _offer(self) -> Coroutine:
-        yield from self.ready()
-        said = yield from self._offer_once(knows_all=False)
-        for _ in range(3):
-            if said[2] == 0 or said[1] == "known_by_guard" or not self._is_sure():
-                break
-            yield from assert_all(self)
-            said = yield from self._offer_once(knows_all=True)
-
-    def _offer_once(self, *, knows_all: bool) -> Coroutine:
-        words = {
-            "boot_id": self.host.name,
-            "machine": self.host.name,
-            "terms": TERMS,
-            "gpus": self.site.gpus,
-            "complete": None,
-            "fresh": False,
-            "known": True,
-            "guarded": True,
-            "knows_all": knows_all,
-            "highest_token": 0 if self.world.bug == "token_reset" else self.word.highest_token,
-            "offerer": "daemon",
-        }
-        said, _ = yield from self.ask("offer", self.session, words)
-        if said[0] != "offered" or self.facts is None:
-            self.is_open = False
-            raise Away
-        if self._epoch is None and said[1] == "never_used":
-            self.word.began_alone()
-        if self.facts.epoch != self._epoch:
-            self._epoch, self._epoch_began = self.facts.epoch, self.clock()
-        waits = said[2] > 0 and said[1] not in ("never_used", "known_by_guard")
-        self._freezes_until = self.clock() + said[2] / 1000 if waits else 0.0
-        self._offered = self.session, self.facts.epoch
-        return said
-
-    def _is_sure(self) -> bool:
-        after_ttl = self._epoch is not None and self.clock() >= self._epoch_began + TIMES.ttl
-        return self.word.knows_all(after_ttl=after_ttl)
-
     # The rounds
 
     def _rounds(self) -> Coroutine:
         while True:
-            pause_s = ROUND_S
             try:
                 yield from self._round()
+                guard = self.guard
+                busy = guard.waiting or guard.fresh or guard.left or guard.dead_sessions or self._leaving or self.adopts
+                pause_s = ROUND_S if busy else IDLE_ROUND_S
             except Away:
                 pause_s = 0.2
             yield self.news.within(pause_s)

@@ -37,8 +37,7 @@ class GuardLink:
         self._daemon: Daemon | None = None
         self._caller: Caller | None = None
         self._greeted = False
-        self._heard_at = -1e9
-        self._unread = False
+        self._heard_at = self._asked_at = self._unread_at = -1e9
         self._admitted: dict[str, int] = {}
         self._named: dict[str, int] = {}
         self._asked: dict[str, tuple[int, Task, int, Entry, tuple[str, ...]]] = {}
@@ -101,12 +100,13 @@ class GuardLink:
             return self._drop()
         process = client.site.process_of(client)
         caller = Caller(process, 0, lambda words: self._heard(caller, words))
-        self._caller, self._daemon, self._heard_at = caller, daemon, client.clock()
+        self._caller, self._daemon, self._asked_at = caller, daemon, client.clock()
         daemon.callers.append((caller, self))
         entries = [e for e in client.table.values() if e.session == client.session]
         held = [e for e in entries if e.state == "held" and not e.lost]
         said = Hello(
             session=client.session,
+            was=client.before,
             as_of=max(client.highest_token, *(e.token for e in entries), 0),
             held=[_words(e, e.token, e.gpus) for e in held],
             known=[e.id for e in entries if e not in held and e.state != "ending"],
@@ -130,21 +130,25 @@ class GuardLink:
     def _take(self, caller: Caller, words: Mapping[str, Any]) -> None:
         if self._caller is not caller:
             return
-        self._heard_at = self.client.clock()
         if "hello" in words:
             self._greet(words)
         elif "refused" in words or ("admitted" in words and "token" in words):
             self._settle(words)
         elif "lost" in words:
-            entry = self.client.table.get(str(words["lost"]))
-            if entry is not None and entry.state == "asking":
-                self.leave(entry)
-                entry.signal.kick()
-            elif entry is not None:
-                entry.lose(str(words.get("reason", "ended")))
+            self._lose(str(words["lost"]), words["token"], str(words["reason"]))
+
+    def _lose(self, id: str, token: int, reason: str) -> None:
+        entry = self.client.table.get(id)
+        if entry is not None and entry.state == "held" and token == entry.token:
+            entry.lose(reason)
+        elif entry is not None and entry.state == "asking" and token == self._named.get(id):
+            self.leave(entry)
+            entry.signal.kick()
+        else:
+            self._say(Leave(lease=id, token=token, lost=True))
 
     def _greet(self, words: Mapping[str, Any]) -> None:
-        self._greeted, self._pause_s = True, RETRY_S
+        self._greeted, self._pause_s, self._heard_at = True, RETRY_S, self._asked_at
         for id in words["admitted"]:
             entry = self.client.table.get(id)
             if entry is not None:
@@ -170,14 +174,14 @@ class GuardLink:
         return self._daemon is daemon
 
     def daemon_said_alive(self) -> None:
-        """The guard says that it runs; a stopped process has it unread."""
-        self._unread = self.client.stopped
-        self._heard_at = self._heard_at if self.client.stopped else self.client.clock()
+        """The guard says that it runs, and when; a stopped process has it unread."""
+        self._unread_at = self.client.clock()
+        if not self.client.stopped:
+            self.went_on()
 
     def went_on(self) -> None:
-        """The process goes on; what is unread is counted as heard now."""
-        if self._unread:
-            self._unread, self._heard_at = False, self.client.clock()
+        """The process goes on; what is unread counts from when it was said."""
+        self._heard_at = max(self._heard_at, self._unread_at)
 
     def hung_up(self, daemon: Daemon) -> None:
         """The guard's end is closed."""
@@ -189,7 +193,7 @@ class GuardLink:
         if self._daemon is not None and self._caller is not None:
             self.client.world.after(LATENCY_S, self._daemon.hear, self._daemon.hung_up, self._caller)
         self._daemon = self._caller = None
-        self._greeted = False
+        self._greeted, self._unread_at = False, -1e9
         self._admitted.clear()
         asked, self._asked = self._asked, {}
         for _, task, turn, _, _ in asked.values():

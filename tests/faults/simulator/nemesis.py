@@ -206,8 +206,6 @@ class Nemesis:
         """It dies; mostly it is back soon."""
         if site.daemon is None or not site.daemon.alive:
             return "there is none"
-        if site.unproven():
-            return "somebody has not read his grant"
         site.daemon.kill()
         away_s = self._lasts(self.world.dice.choice((1.0, 5.0, 5.0, 60.0)))
         self.world.after(away_s, self.start_daemon, site)

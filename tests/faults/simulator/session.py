@@ -83,6 +83,7 @@ class Member(Actor):
         self.pool = pool
         self._incarnation = 0
         self.session = f"{name}#0"
+        self.before: list[str] = []
         self.is_open = False
         self.table: dict[str, Entry] = {}
         self.facts: Facts | None = None
@@ -168,6 +169,7 @@ class Member(Actor):
         if self.session != ended:
             return
         self._incarnation += 1
+        self.before.append(ended)
         self.session = f"{self.name}#{self._incarnation}"
         self.is_open = False
         for entry in list(self.table.values()):
@@ -227,8 +229,7 @@ class Member(Actor):
         elif entry.state == "asking" and self.world.bug != "no_poll":
             if state == "claim":
                 entry.claim = token
-            if state in ("claim", "away"):
-                entry.signal.kick()
+            entry.signal.kick()
 
     def _open_again(self) -> Coroutine:
         for _ in range(3):
@@ -289,4 +290,4 @@ class Member(Actor):
             entry.claim, entry.claim_gpus = int(more[0]), tuple(more[1].split(","))
             entry.signal.kick()
         elif word == "lost":
-            entry.lose(more[0])
+            self.awake.kick()  # a hint: the keepalive's answer says whether it is true

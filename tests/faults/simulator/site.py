@@ -68,16 +68,6 @@ class Site:
                 return self.clients[name]
         return None
 
-    def unproven(self) -> bool:
-        """Whether somebody who stands still has been granted what the fence does not know.
-
-        A daemon that starts now takes that lease from the ledger, and cannot tell when its holder has given it up.
-        """
-        fence = self.daemon.guard.fence.leases if self.daemon is not None else {}
-        still = {client.session for client in self.clients.values() if client.stopped}
-        held = (t for t in self.store.pools[self.pool].tickets.values() if t.state == "held")
-        return any(t.session in still and t.id not in fence for t in held)
-
     def kill(self, client: Client) -> None:
         """SIGKILL: its connections close, the kernel tells the guard, and somebody starts it again."""
         if not client.alive:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gpulockd.ledger.verbs import Terms
 from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
 from tests.faults.simulator.world import Actor, Away, Task, World
-from tests.lua.model import Pool, Said, Server
+from tests.lua.model import HOLDS, Pool, Said, Server
 
 TIMES = SessionBlock()
 TERMS = Terms.of(TIMES, QueueBlock(), SettleBlock())
@@ -27,7 +27,18 @@ class Facts(NamedTuple):
 Answer = tuple[Said, Facts]
 
 
-class Forgetful(Pool):
+class Quick(Pool):
+    """The model without looks that find nothing: here all want whole gpus, so nobody begins where none is free."""
+
+    def place(self) -> None:
+        """Grant whatever can begin."""
+        taken = {key for t in self.tickets.values() if t.state in HOLDS for key in t.gpus}
+        ready = (key for key, card in self.cards.items() if card.state == "ready" and key not in taken)
+        if not self.cards or next(ready, None) is not None:
+            super().place()
+
+
+class Forgetful(Quick):
     """Planted: begins to count anew when the store has lost its data."""
 
     def _open_epoch(self, *, missing: bool, known: bool | None) -> None:
@@ -35,14 +46,14 @@ class Forgetful(Pool):
         self.token = 0 if missing else self.token
 
 
-class Hasty(Pool):
+class Hasty(Quick):
     """Planted: grants at once whatever the store has lost."""
 
     def _freeze(self, length_ms: int, why: str) -> None:
         super()._freeze(0, why)
 
 
-class Doubling(Pool):
+class Doubling(Quick):
     """Planted: a repeated request takes another place."""
 
     def request(self, session: str, id: str, *args: Any, **more: Any) -> Said:
@@ -71,11 +82,10 @@ class Store:
         self._started_at = -1000.0
         self._runs = 0
         self.server = Server(wall_ms=BEGAN_MS, run_id="run0")
-        made = POOLS.get(world.bug, Pool)
+        made = POOLS.get(world.bug, Quick)
         self.pools = [made(self.server, self.subscribed.__contains__) for _ in range(pools)]
         self.unguarded_at = [0.0] * pools
         """When each pool was last seen without a guard."""
-        self._arrivals: dict[tuple[int, int], float] = {}
 
     # The network
 
@@ -98,7 +108,7 @@ class Store:
     def _way(self, actor: Actor, cut_until: float, direction: int) -> float | None:
         """How long a message is under way, None: for ever. What TCP holds back may come when the way is free again."""
         dice, now = self.world.dice, self.world.now
-        delay_s = dice.uniform(0.0002, 0.002)
+        delay_s = 0.0002 + 0.0018 * dice.random()
         if now < actor.host.slow_until:
             delay_s += dice.choice((0.0, 0.3, 1.2, 3.0))
             return delay_s
@@ -106,9 +116,7 @@ class Store:
         if now < cut_until:
             return None if dice.random() < 0.5 else cut_until - now + delay_s
         # One connection does not reorder.
-        place = id(actor), direction
-        arrival = max(now + delay_s, self._arrivals.get(place, 0.0))
-        self._arrivals[place] = arrival
+        arrival = actor.arrivals[direction] = max(now + delay_s, actor.arrivals[direction])
         return arrival - now
 
     def _arrive(self, actor: Actor, pool: int, verb: str, args: tuple[Any, ...], task: Task, turn: int) -> None:

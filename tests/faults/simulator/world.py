@@ -40,9 +40,9 @@ class World:
 
     def run(self, until_s: float, done: Callable[[], bool]) -> int:
         """Let everything happen, until all is done or the time is over. Returns how many events that were."""
-        count = 0
-        while self._events and (count % LOOK_EVERY or not done()):
-            self.now, _, call, args = heappop(self._events)
+        events, count = self._events, 0
+        while events and (count % LOOK_EVERY or not done()):
+            self.now, _, call, args = heappop(events)
             if self.now > until_s:
                 break
             call(*args)
@@ -96,6 +96,8 @@ class Actor:
         self.cut_until = 0.0
         """Until when this process alone does not reach the store."""
         self.trapped_s = 0.0
+        self.arrivals = [0.0, 0.0, 0.0]
+        """When the last message arrives: to the store, from it, by its doorbell."""
         """How long it will be stopped right after it has asked for something."""
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
@@ -104,11 +106,13 @@ class Actor:
 
     def clock(self) -> float:
         """Seconds of its own clock."""
-        return self.host.boottime_s()
+        return 1000.0 + self.host.rate * self.world.now
 
     def after(self, delay_s: float, call: Callable[..., Any], *args: Any) -> None:
         """A timer of this process, by its own clock (in seconds)."""
-        self.world.after(delay_s / self.host.rate, self.hear, call, *args)
+        world = self.world
+        world._count += 1
+        heappush(world._events, (world.now + delay_s / self.host.rate, world._count, self.hear, (call, *args)))
 
     def hear(self, call: Callable[..., Any], *args: Any) -> None:
         """Something reaches this process."""

@@ -150,7 +150,7 @@ _gpulockd() {
         'queue') words='-h --help --debug --json'; ;;
         'top') words='-h --help --debug --once --sort --json'; ;;
         'release') words='-h --help --debug -y --yes --json'; ;;
-        'gpu') words='drain resume -h --help --debug --json'; ;;
+        'gpu') words='-h --help --debug --json'; [[ ' drain resume ' == *" $prev "* ]] || words+=' drain resume '; ;;
         'events') words='-h --help --debug -f --follow --since --json'; ;;
         'history') words='-h --help --debug --task --gpu --since --limit --json'; ;;
         'alerts') words='ack silence test forget down -h --help --debug --json --all --history'; ;;
@@ -184,7 +184,7 @@ _gpulockd() {
         'backup') words='-h --help --debug --folder --keep --list --with-secrets --config --pool --state-dir --json'; compopt -o default 2>/dev/null; ;;
         'restore') words='-h --help --debug --dry-run --only --reason --pool --config-to --json'; compopt -o default 2>/dev/null; ;;
         'install-service') words='-h --help --debug --user --redis --prefix --program --uninstall --dry-run'; ;;
-        'completion') words='bash zsh fish -h --help --debug'; ;;
+        'completion') words='-h --help --debug'; [[ ' bash zsh fish ' == *" $prev "* ]] || words+=' bash zsh fish '; ;;
         'version') words='-h --help --debug --json'; ;;
     esac
     COMPREPLY=( $(compgen -W "$words" -- "$cur") )
