@@ -86,7 +86,8 @@ def find_store(pool: str | None = None) -> Whereabouts:
         same = local.get("url") == url
         return Whereabouts(check_url(url), pool or (local.get("pool") if same else None), None)
     if runtime is None:
-        raise StoreUnavailable(NO_STORE)
+        said = os.environ.get("GPULOCKD_SOCKET")
+        raise StoreUnavailable(f"{NO_STORE} (GPULOCKD_SOCKET={said}: nothing is there)" if said else NO_STORE)
     local = _read(runtime[0])
     if not local.get("url"):
         raise StoreUnavailable(f"{NO_STORE} (no daemon answers in {runtime[0]})")

@@ -38,12 +38,12 @@ class Getting:
         self.job = frameworks.named(lock.job, lock._names_task)
         self.inside = nesting.inherited_pair(lock.pool)
         mine = nesting.may_wait(lock.pool) if lock.nested != "wait" else ()
-        self.forbids = mine
+        self.forbids, self._own = mine, list[nesting.Held]()
         if mine:
             me = nesting.owner_here()
-            own = [held for held in mine if held.owner.same(me)]
+            self._own = [held for held in mine if held.owner.same(me)]
             # Holding and asking for more never waits; a child waits unless its parent's lease stands in its way.
-            self.forbids = tuple(held for held in mine if own or nesting.in_the_way(held, lock.wants))
+            self.forbids = tuple(held for held in mine if self._own or nesting.in_the_way(held, lock.wants))
 
     async def lease(self, max_wait_s: float | None) -> Lease:
         """Wait for the lease.
@@ -81,7 +81,7 @@ class Getting:
             entry = await waiting.hold()
         except GpuLockTimeout as busy:
             if self.forbids:
-                raise nesting.would_deadlock(self.forbids, lock.wants) from busy
+                raise nesting.would_deadlock(self.forbids, self._own, lock.wants) from busy
             if waiting.patience.max_wait_s > 0:
                 phrases.not_acquired(self.job.task, busy.message)
             raise

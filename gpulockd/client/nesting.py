@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -173,12 +174,13 @@ def in_the_way(held: Held, wants: Wants) -> bool:
     return not wants.keys or bool(keys.intersection(wants.keys))
 
 
-def would_deadlock(helds: tuple[Held, ...], wants: Wants) -> WouldDeadlock:
-    """The error, with the one call to make."""
+def would_deadlock(helds: tuple[Held, ...], own: Sequence[Held], wants: Wants) -> WouldDeadlock:
+    """The error, with the one call to make.
+
+    :param own: those of them that the asking task or thread holds itself
+    """
     keys = tuple(dict.fromkeys(gpu.key for held in helds for gpu in held.lease.gpus))
     shown = ", ".join(keys)
-    me = owner_here()
-    own = [held for held in helds if held.owner.same(me)]
     if any(covers(held.wants, held.lease.gpus, wants) for held in own):
         return WouldDeadlock(
             f"this task holds {shown} already, and acquire() makes a second lease: go on with the one that it has, or "

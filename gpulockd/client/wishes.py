@@ -21,6 +21,10 @@ from gpulockd.settings import GpuLockBlock, QueueBlock, SessionBlock, SettleBloc
 from gpulockd.units import check_key, check_plain, parse_duration_s, parse_memory_mib
 
 Duration = float | int | str
+
+UNLIMITED_S = 1e9
+"""A limit beyond every job's life (in seconds)."""
+SHORTEST_LIMIT_S = 0.05
 Nested = Literal["error", "join", "wait"]
 
 
@@ -127,12 +131,13 @@ def job_of(
 ) -> Job:
     """What the holder says of its work.
 
+    :param hard_timeout: as the other two a duration, or "none" for no such limit
     :raises ConfigError: unless warning <= soft_timeout <= hard_timeout where given, or if a name cannot be shown
     """
     if heartbeat not in ("automatic", "manual"):
         raise ConfigError(f"heartbeat={heartbeat!r}: say 'automatic' or 'manual'")
     limits = {
-        name: parse_duration_s(value, name) if value is not None else None
+        name: _limit_s(value, name) if value is not None else None
         for name, value in (("warning", warning), ("soft_timeout", soft_timeout), ("hard_timeout", hard_timeout))
     }
     given = [value for value in limits.values() if value is not None]
@@ -146,6 +151,15 @@ def job_of(
         hard_timeout_s=limits["hard_timeout"],
         heartbeat="manual" if heartbeat == "manual" else "automatic",
     )
+
+
+def _limit_s(value: Duration, name: str) -> float:
+    limit_s = UNLIMITED_S if value == "none" else parse_duration_s(value, name)
+    if limit_s < SHORTEST_LIMIT_S:
+        raise ConfigError(
+            f"{name}: {value!r} is over at once; say {SHORTEST_LIMIT_S:g} s or more, or 'none' for no limit"
+        )
+    return limit_s
 
 
 def check_priority(priority: object) -> int:

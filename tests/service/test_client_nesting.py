@@ -47,6 +47,16 @@ async def _hold(lock: gpu_lock) -> Lease:
     return await lock.acquire()
 
 
+def test_a_thread_that_asks_for_more_is_told_the_one_call(server: Server, pool: str) -> None:
+    """It is the thread itself that holds, though the portal asks for it."""
+    offer(server, pool, simulated(2))
+    with client_here(server.url, pool):
+        with gpu_lock("gpu_lock:0"):
+            with pytest.raises(WouldDeadlock, match="this task holds gpu_lock:0 and asks for"):
+                with gpu_lock(count=2):
+                    pass
+
+
 async def test_a_second_acquire_is_told_to_use_the_first(server: Server, pool: str) -> None:
     """One GPU more is no cure for who needs none, and a pool of one has no second."""
     offer(server, pool, simulated(1))

@@ -42,3 +42,12 @@ def test_a_call_may_not_say_an_endless_number() -> None:
             wishes.patience_of(GpuLockBlock(), text, None)
     with pytest.raises(ConfigError, match="300 years"):
         wishes.patience_of(GpuLockBlock(), 10**400, None)
+
+
+def test_a_limit_is_none_when_it_is_said_and_never_at_once() -> None:
+    """A hold that is over as it begins is a slip of the pen; a night's training wants no limit at all."""
+    job = wishes.job_of("train", None, None, None, "none", "automatic")
+    assert job.hard_timeout_s == wishes.UNLIMITED_S
+    for value in (0, "0s", 0.01):
+        with pytest.raises(ConfigError, match="or 'none' for no limit"):
+            wishes.job_of("train", None, None, None, value, "automatic")
