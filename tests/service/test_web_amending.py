@@ -125,7 +125,7 @@ async def test_what_is_wrong_and_what_to_do_are_said_once_each(daemon: Daemon) -
     """A hint that repeats the error helps nobody."""
     lease = (await timed(daemon, "20s"))["lease"]
     said = (await patch(daemon, lease, ttl="8d")).json
-    assert (said["detail"], said["hint"]) == ("ttl: 691200 s", "say 50 ms to 7 days, and renew it")
+    assert (said["detail"], said["hint"]) == ("ttl: 691,200 s", "say 50 ms to 7 days, and renew it")
     assert (await daemon.ask("DELETE", f"/api/v1/leases/{lease}")).status == 200
     await eventually(lambda: _none(daemon), 20)
 
