@@ -40,7 +40,7 @@ class Scene:
         self._daemon: subprocess.Popen[bytes] | None = None
         self._load: list[subprocess.Popen[bytes]] = []
         self._libc = ctypes.CDLL(None)
-        self._is_over = False
+        self._ended_by = 0
 
     def play(self) -> int:
         """Run until a signal or the daemon's end; return the exit code."""
@@ -56,8 +56,8 @@ class Scene:
                 if self._names:
                     self._start_load(env)
                 self._watch(self._daemon)
-            if self._is_over:
-                return 0 if is_up else INTERRUPTED
+            if self._ended_by:
+                return INTERRUPTED if self._ended_by == signal.SIGINT and not is_up else 0
             return _told_end(self._daemon.poll())
         finally:
             self._end_all()
@@ -88,10 +88,10 @@ class Scene:
     def _wait_for_answer(self, daemon: subprocess.Popen[bytes], path: str, within_s: float) -> bool:
         """Return whether the daemon answers with yes; False if it does not in time, ends, or a signal comes first."""
         deadline = time.monotonic() + within_s
-        while daemon.poll() is None and not self._is_over and time.monotonic() < deadline:
+        while daemon.poll() is None and not self._ended_by and time.monotonic() < deadline:
             if _says_yes(self._site.folders.api_socket, path):
                 return True
-            self._is_over = _ends(signal.sigtimedwait(WATCHED, LOOK_S))
+            self._ended_by = _end_in(signal.sigtimedwait(WATCHED, LOOK_S))
         return False
 
     def _start_load(self, env: dict[str, str]) -> None:
@@ -108,8 +108,8 @@ class Scene:
             self._load.append(self._start(command, env | here))
 
     def _watch(self, daemon: subprocess.Popen[bytes]) -> None:
-        while daemon.poll() is None and not self._is_over:
-            self._is_over = _ends(signal.sigwaitinfo(WATCHED))
+        while daemon.poll() is None and not self._ended_by:
+            self._ended_by = _end_in(signal.sigwaitinfo(WATCHED))
 
     def _end_all(self) -> None:
         for process in self._load:
@@ -138,8 +138,8 @@ def _is_one_place(one: int, other: int) -> bool:
         return False
 
 
-def _ends(info: signal.struct_siginfo | None) -> bool:
-    return info is not None and info.si_signo in ENDS
+def _end_in(info: signal.struct_siginfo | None) -> int:
+    return info.si_signo if info is not None and info.si_signo in ENDS else 0
 
 
 def _says_yes(api_socket: str, path: str) -> bool:

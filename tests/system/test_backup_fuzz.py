@@ -81,7 +81,7 @@ def _meddled(lines: list[dict[str, Any]], data: st.DataObject) -> list[dict[str,
         elif what == "add" and isinstance(at, dict):
             at[data.draw(st.sampled_from(("", "x", "all", "-1", "99", "gpulockd_backup")))] = at[name]
         else:
-            at[name] = data.draw(st.sampled_from(ODD))
+            at[name] = copy.deepcopy(data.draw(st.sampled_from(ODD)))  # what comes next may change it
     return made
 
 

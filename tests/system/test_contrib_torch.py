@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def test_a_resumed_loop_counts_what_was_done_before(here: Daemon) -> None:
     with gpu_lock(task="resumed") as lease:
         for _ in track(lease, range(5), start=5):
             continue
-        until_blocking(lambda: leases(here, "resumed")[0]["note"] == "step 6 of 10")
+        # Seldom steps are told; on a slow machine a later one than the first too.
+        until_blocking(lambda: re.fullmatch(r"step ([6-9]|10) of 10", leases(here, "resumed")[0]["note"] or ""))
 
 
 def test_a_loop_ends_cleanly_when_its_holder_is_asked_to_stop(here: Daemon) -> None:
