@@ -251,6 +251,9 @@ class GuardLink(asyncio.Protocol):
         elif entry is not None and entry.loop is not self.loop:
             return  # its own link hears it too, and knows whether its body has begun
         elif entry is not None and entry.state == "asking" and token in (None, named):
+            asked = self._asked.get(id)
+            if asked is not None and not asked[1].done():  # who waits for it is not cancelled, but looks again
+                _fail(asked[1], GuardAway("the guard says that this grant is over"))
             self.leave(entry)  # let in for a claim that has lapsed: no body has begun
             entry.kick()
         elif isinstance(token, int) and self._transport is not None:

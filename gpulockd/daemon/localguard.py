@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gpulockd.client.guarded import NotAdmitted
+from gpulockd.client.guarded import GuardAway, NotAdmitted
 from gpulockd.client.table import Entry
 from gpulockd.daemon.admission import Admit, LeaseWords, Leave
 from gpulockd.daemon.callers import Caller
@@ -104,6 +104,10 @@ class LocalGuard:
         if entry is not None and entry.state in ("held", "member") and token == entry.token:
             entry.lose(reason)
         elif entry is not None and entry.state == "asking" and token == self._named.get(id):
+            _, future = self._asked.get(id, (0, None))
+            if future is not None and not future.done():
+                future.set_exception(GuardAway("the guard says that this grant is over"))
+                future.exception()
             # No body has begun. The guard is in the middle of saying this, so it hears the answer afterwards.
             asyncio.get_running_loop().call_soon(self.leave, entry)
             entry.kick()

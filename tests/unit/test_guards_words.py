@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gpulockd import places
 from gpulockd.client.admitting import GuardLink
-from gpulockd.client.guarded import LastWord
+from gpulockd.client.guarded import GuardAway, LastWord
 from gpulockd.client.session import Session
 from gpulockd.client.table import Ask, Entry
 from gpulockd.clock import boottime_s
@@ -105,7 +107,7 @@ class Door:
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
         self.closed = False
-        self.thinks_again = False
+        self.thinks_again = self.is_silent = False
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,7 +118,7 @@ class Door:
             self.heard.append(said)
             if said["verb"] == "hello":
                 self.say(pool="here", admitted=[], at_ms=ms(boottime_s()))
-            elif said["verb"] == "admit":
+            elif said["verb"] == "admit" and not self.is_silent:
                 self.say(admitted=said["lease"]["id"], token=said["lease"]["token"])
                 if self.thinks_again:
                     self.say(lost=said["lease"]["id"], token=said["lease"]["token"], reason="lapsed")
@@ -180,6 +182,24 @@ async def test_a_yes_that_was_taken_back_in_the_same_breath_lets_nobody_in(tmp_p
         await asyncio.wait_for(link.admit(entry, 9, ZERO), 20)
         await until(lambda: ("t1", 9) in door.left())
         assert not link.has_let_in(entry, 9)
+        link.close()
+
+
+async def test_a_loss_told_instead_of_a_yes_cancels_nobody(tmp_path: Path) -> None:
+    """A guard that begins anew tells what is over while it is asked; to be cancelled would end the program."""
+    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
+    session.table.add(entry)
+    async with door_in(tmp_path) as door:
+        door.is_silent = True
+        link = GuardLink(session)
+        asked = link.admit(entry, 9, ZERO)
+        await until(lambda: any(said["verb"] == "admit" for said in door.heard))
+        door.say(lost="t1", token=9, reason="expired")
+        with pytest.raises(GuardAway):
+            await asyncio.wait_for(asked, 20)
+        await until(lambda: ("t1", 9) in door.left())
         link.close()
 
 
