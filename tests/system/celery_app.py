@@ -24,7 +24,12 @@ BROKER = os.environ["CELERY_BROKER"]
 app: Any = celery.Celery("shop", broker=BROKER, backend=BROKER)
 app.conf.update(
     worker_prefetch_multiplier=1, worker_hijack_root_logger=False, broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": float(os.environ.get("CELERY_VISIBILITY", "3600"))},
+    broker_transport_options={
+        "visibility_timeout": float(os.environ.get("CELERY_VISIBILITY", "3600")),
+        # Kombu looks each 100 s, and not when another worker looks at that moment.
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+    },
     task_track_started=True, worker_cancel_long_running_tasks_on_connection_loss=False,
 )  # fmt: skip
 
