@@ -80,6 +80,10 @@ class Refused(NamedTuple):
 Verdict = Admitted | Waits | Refused
 
 
+MOST_OVER = 4096
+"""Of so many leases that are over it is known that they were."""
+
+
 class Fence:
     """The leases on this host's gpus, and the highest token that each gpu has seen."""
 
@@ -88,6 +92,7 @@ class Fence:
         # gpu -> highest token of an exclusive lease, and of any lease, that was let in.
         self.marks: dict[str, tuple[int, int]] = {}
         self._marks_before: dict[str, dict[str, tuple[int, int]]] = {}
+        self._over: dict[str, int] = {}  # ticket -> token of its latest lease that is over
 
     def __repr__(self) -> str:
         return f"<Fence {len(self.leases)} leases on {len(self.marks)} gpus>"
@@ -102,6 +107,10 @@ class Fence:
         known = self.leases.get(lease.id)
         if known is not None and known.token == lease.token:
             return Refused("it was lost") if known.lost else Admitted()
+        if self._over.get(lease.id) == lease.token:
+            return Refused(
+                "it was left"
+            )  # its end is on the way to the ledger, which may give its gpus on at any moment
         if known is not None and known.token > lease.token:
             return Refused(f"a later grant of this ticket (token {known.token}) is in")
         for gpu in lease.gpus:
@@ -150,10 +159,16 @@ class Fence:
                     return None if lease.inside else lease
         return None
 
-    def remove(self, id: str) -> Lease | None:
-        """The lease `id` is over."""
+    def remove(self, id: str, *, never: bool = False) -> Lease | None:
+        """The lease `id` is over, or was `never` granted. One that is over does not begin again."""
         self._marks_before.pop(id, None)
-        return self.leases.pop(id, None)
+        lease = self.leases.pop(id, None)
+        if lease is not None and not never:
+            self._over.pop(id, None)
+            self._over[id] = lease.token
+            if len(self._over) > MOST_OVER:
+                del self._over[next(iter(self._over))]
+        return lease
 
     def lease_of(self, ticket: str) -> Lease | None:
         """The lease that the ticket holds or has joined."""

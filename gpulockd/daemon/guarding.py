@@ -193,7 +193,7 @@ class Guard:
         """A lease is over, or was `never` granted: let in whom it kept out. A later grant of its ticket is another."""
         if self.fence.leases.get(lease.id) is not lease:
             return
-        self.fence.remove(lease.id)
+        self.fence.remove(lease.id, never=never)
         self.unproven.discard(lease.id)
         self.fresh.discard(lease.id)
         self._journal.over(lease, never=never)
@@ -228,7 +228,7 @@ class Guard:
                 self.unproven.discard(known.id)
                 self._follow(known, party)
                 self.record(known)
-            return any(mine.ticket == words.id and caller.is_party(mine) for mine in known.parties)
+            return any(mine.ticket == words.id and caller.is_party(mine) for mine in known.inside)
         if words.of:
             answer = self.joining.ask(caller, session, words)
         else:

@@ -34,6 +34,19 @@ def test_a_lower_token_is_refused_though_the_later_one_has_left() -> None:
     assert fence.ask(lease("c", 3, "gpu_lock:0")) == Admitted()
 
 
+def test_a_lease_that_was_left_does_not_begin_again_but_a_later_grant_of_its_ticket_does() -> None:
+    """Its release is on the way to the ledger: so a late "lapsed", answered with a leave, let two in (a schedule)."""
+    fence = Fence()
+    fence.enter(lease("a", 5, "gpu_lock:0"))
+    assert fence.leave("a") is not None
+    fence.remove("a")
+    assert fence.ask(lease("a", 5, "gpu_lock:0")) == Refused("it was left")
+    assert fence.ask(lease("a", 6, "gpu_lock:0")) == Admitted()
+    fence.enter(lease("b", 7, "gpu_lock:1"))
+    fence.remove("b", never=True)
+    assert fence.ask(lease("b", 7, "gpu_lock:1")) == Admitted()
+
+
 def test_budgets_share_a_gpu_and_a_whole_card_waits_for_all_of_them() -> None:
     """Sharing is decided by the ledger's budgets; the fence keeps only whole cards apart."""
     fence = Fence()
