@@ -220,7 +220,7 @@ async def test_an_external_store_is_told_to_local_programs(valkey_server: Server
         assert said is not None
         assert said.pop("boot_id") == boot_id()
         assert said.pop("state_dir") == str(daemon.state)
-        assert said.pop("at_ms") > 0
+        assert isinstance(said.pop("at_ms"), int)
         assert said == {"pool": pool, "store": valkey_server.url, "guarded": True, "version": "0.1.0"}
         assert json.loads((daemon.runtime / "store.json").read_text()) == {"pool": pool, "redis": "external"}
         assert not (daemon.runtime / "store.sock").exists()
