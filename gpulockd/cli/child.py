@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from gpulockd.cli.processes import Member, descendants, look, pending, send
+from gpulockd.cli.processes import Member, descendants, has_children, look, pending, send
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -56,7 +56,8 @@ class Run:
         """
         libc = ctypes.CDLL(None, use_errno=True)
         # A shell's `exec gpulockd run` leaves us its background jobs as children; they are not of the run.
-        self._strangers = {(member.pid, member.started_ticks) for member in descendants(os.getpid())}
+        before = descendants(os.getpid()) if has_children() else []
+        self._strangers = {(member.pid, member.started_ticks) for member in before}
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._popen = subprocess.Popen(
             self.command,

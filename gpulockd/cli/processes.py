@@ -60,6 +60,15 @@ def descendants(root: int) -> list[Member]:
     return [member for member in found if not member.is_dead]
 
 
+def has_children() -> bool:
+    """Whether this process has any child; it costs one system call."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def send(member: Member, number: int) -> bool:
     """Signal exactly this incarnation; a pid that belongs to another process by now is left alone."""
     try:

@@ -16,7 +16,7 @@ from gpulockd.cli.hooks import Event, Hook
 from gpulockd.cli.keeping import Keeping, give_back
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
 from gpulockd.cli.options import Parser
-from gpulockd.cli.processes import program_of, signal_of, this_process
+from gpulockd.cli.processes import has_children, program_of, signal_of, this_process
 from gpulockd.cli.report import Account
 from gpulockd.cli.talk import CommandError, complain, say
 from gpulockd.cli.wish import Grant, Wish, inherited_pair
@@ -197,6 +197,7 @@ def _wish(args: Namespace, daemon: http.Daemon, task: str) -> Wish:
         process=this_process(program_of(args.command)),
         session=os.urandom(16).hex(),
         ticket=os.urandom(16).hex(),
+        spares_older=has_children(),
     )
 
 

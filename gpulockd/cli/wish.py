@@ -12,6 +12,7 @@ class Wish(NamedTuple):
     `usual_wait_s` is what this environment says, which goes before what the pool's files say.
 
     A run chooses `session` and `ticket` and keeps them alive; with `pid` or `ttl_s` (seconds) the daemon does.
+    `spares_older`: the children that the process has already are no part of the run.
     """
 
     gpu_count: int | None
@@ -28,6 +29,7 @@ class Wish(NamedTuple):
     ticket: str = ""
     pid: int | None = None
     ttl_s: float | None = None
+    spares_older: bool = False
 
     @property
     def is_kept_for_us(self) -> bool:
@@ -51,6 +53,8 @@ class Wish(NamedTuple):
             "pid": self.pid,
             "ttl": self.ttl_s,
             "inside": list(self.inside) if self.inside else None,
+            # A daemon of before this word refuses it, so it is said only where it matters.
+            **({"spares_older": True} if self.spares_older else {}),
         }
 
 

@@ -121,7 +121,7 @@ def sound_assertion(words: LeaseWords) -> dict[str, Any]:
     return words.assertion if wants is not None and small and short and same else {}
 
 
-def lease_of(words: LeaseWords, party: Party) -> Lease:
+def lease_of(words: LeaseWords, party: Party, *, spares_older: bool = False) -> Lease:
     """Return the lease that `words` name, held by `party`."""
     return Lease(
         id=words.id,
@@ -130,4 +130,5 @@ def lease_of(words: LeaseWords, party: Party) -> Lease:
         exclusive=words.exclusive,
         parties=[party],
         assertion=sound_assertion(words),
+        spares_older=spares_older,
     )

@@ -26,8 +26,19 @@ class Caller:
     :param say: sends one line; must not block
     """
 
-    def __init__(self, process: Process | None, uid: int, say: Callable[[Words], None], *, hint: str = "") -> None:
-        """:param hint: why the kernel does not show the process, and the cure"""
+    def __init__(
+        self,
+        process: Process | None,
+        uid: int,
+        say: Callable[[Words], None],
+        *,
+        hint: str = "",
+        spares_older: bool = False,
+    ) -> None:
+        """:param hint: why the kernel does not show the process, and the cure
+        :param spares_older: the children that it has before a lease begins are no part of the lease's run
+        """
+        self.spares_older = spares_older
         self.hint = hint
         self.process = process
         self.uid = uid

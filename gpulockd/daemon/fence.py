@@ -43,6 +43,8 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     began_ms: int = 0
     members: list[tuple[int, int]] = []
     lost: str = ""
+    spares_older: bool = False
+    """Only what is born after `began_ms` is of its run: what its holder had started before is not."""
     withdrawn: bool = False
     """Its body cannot have begun by its own rules, so it is only waited for: nobody is signalled."""
 

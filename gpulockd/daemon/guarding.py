@@ -17,6 +17,7 @@ from gpulockd.daemon.admission import FARTHEST_TOKEN, Admit, Hello, LeaseWords, 
 from gpulockd.daemon.anteroom import CROWDED, Anteroom
 from gpulockd.daemon.callers import Caller, Callers, Words
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
+from gpulockd.daemon.holders import follow
 from gpulockd.daemon.joining import Joining, refused, told
 from gpulockd.daemon.journal import Journal, RecordUnwritable
 from gpulockd.daemon.kept import Kept
@@ -92,7 +93,7 @@ class Guard:
             return refused(words, "no pool has given such a token")
         if self._is_anothers(caller, said.session, words.id):
             return refused(words, NOT_YOURS)
-        lease = lease_of(words, caller.party(words.id, said.session))
+        lease = lease_of(words, caller.party(words.id, said.session), spares_older=caller.spares_older)
         verdict = self.fence.ask(lease)
         if isinstance(verdict, Waits):
             return self._wait(lease, caller, verdict)
@@ -289,8 +290,7 @@ class Guard:
             self.changed()
 
     def _follow(self, lease: Lease, party: Party) -> None:
-        if party.pid:
-            self.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)
+        follow(self.runs, lease, party)
 
     def record(self, lease: Lease) -> None:
         """Write a lease that has changed; a disk that is full is said, and costs only a later daemon's knowledge."""

@@ -20,11 +20,12 @@ class LocalGuard:
     """What a line of the daemon's own needs of the guard (`client.admitting.Admits`), for one process.
 
     :param process: the process that will hold; None where the kernel shows none, and this object stands for it
+    :param spares_older: the children that it has before the grant are no part of its runs
     """
 
-    def __init__(self, guard: Guard, process: Process | None, uid: int) -> None:
+    def __init__(self, guard: Guard, process: Process | None, uid: int, *, spares_older: bool = False) -> None:
         self._guard = guard
-        self._caller = Caller(process, uid, self._hear)
+        self._caller = Caller(process, uid, self._hear, spares_older=spares_older)
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._named: dict[str, int] = {}
         self._entries: dict[str, Entry] = {}

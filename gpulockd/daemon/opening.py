@@ -11,6 +11,7 @@ import structlog
 from gpulockd.client.whoami import boot_id
 from gpulockd.daemon.fence import Fence
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.holders import follow
 from gpulockd.daemon.journal import Journal
 from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
@@ -68,7 +69,6 @@ def _watch_again(guard: Guard, fence: Fence) -> None:
         for party in lease.inside:
             guard.callers.own(party)
         for party in lease.parties:
-            if party.pid:
-                guard.runs.hold(lease.id, Process(party.pid, party.started), lease_id=party.ticket)
+            follow(guard.runs, lease, party)
         for pid, started in lease.members:
             guard.runs.adopt(lease.id, Process(pid, started))

@@ -5,7 +5,6 @@ Only processes of which the kernel has said that they are of this run are ever s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -17,7 +16,7 @@ from gpulockd.daemon.fence import Lease
 from gpulockd.daemon.guarding import Guard
 from gpulockd.hardware.processes.ending import Ended, end_run
 from gpulockd.hardware.processes.following import CardPids, no_cards
-from gpulockd.hardware.processes.identity import Process
+from gpulockd.hardware.processes.identity import Process, ticks_of
 from gpulockd.hardware.processes.kin import descends
 
 RECHECK_S = 0.25
@@ -172,7 +171,7 @@ class SeeingOut:
         if not left:
             return members
         # A holder that has left goes on with its own work: only what was born while it held is of this run.
-        began_ticks = lease.began_ms * os.sysconf("SC_CLK_TCK") // 1000
+        began_ticks = ticks_of(lease.began_ms)
         born = {process for process in members if process.started_ticks >= began_ticks}
         if lease.lost:
             return frozenset(born)

@@ -271,7 +271,9 @@ def _backend(
         ask=partial(metrics.timed, offered.ask),
         feed=made.feed,
         published=lambda: offered.session.defaults,
-        guard_for=lambda pid, started, uid: LocalGuard(guarding, Process(pid, started) if pid else None, uid),
+        guard_for=lambda pid, started, uid, spares_older: LocalGuard(
+            guarding, Process(pid, started) if pid else None, uid, spares_older=spares_older
+        ),
         limits_s=lambda job: in_seconds(limits_of(job, Rules.of(made.current.settings))),
         reasons=lambda: (offered.trouble,) if offered.trouble else (),
         tasks=tasks,

@@ -29,6 +29,7 @@ def run_of(
     tags: Mapping[Process, str] | None = None,
     cgroup_pids: Collection[int] = (),
     spared: Collection[Process] = (),
+    since_ticks: int = 0,
     children: Children | None = None,
 ) -> frozenset[Process]:
     """Return the living members of a run.
@@ -40,6 +41,7 @@ def run_of(
     :param tags: the `GPULOCKD_LEASE` of each of those
     :param cgroup_pids: what is in the cgroup that `gpulockd run` made for this very run
     :param spared: processes that, with their descendants, are of no run: the daemon and its store
+    :param since_ticks: a descendant that is older is not of the run, nor are its children
     :param children: `children_of` the table, for who asks for many runs
     """
     children = children_of(table) if children is None else children
@@ -51,7 +53,8 @@ def run_of(
         stat = table.get(pid)
         if stat is not None and not stat.is_dead and tags.get(stat.process) in lease_ids:
             found.add(stat.process)
-    return _with_descendants(found - outside, children, outside)
+    older = {stat.process for stat in table.values() if stat.started_ticks < since_ticks} if since_ticks else set()
+    return _with_descendants(found - outside, children, outside | older)
 
 
 def children_of(table: Table) -> Children:

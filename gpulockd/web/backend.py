@@ -105,7 +105,8 @@ class Backend:
     :param api_socket: path of the unix socket
     :param current: has the settings in force
     :param published: what the pool has published for those who ask
-    :param guard_for: who lets in a lease on this host, for a process (pid, its start in kernel ticks, its user's uid)
+    :param guard_for: who lets in a lease on this host, for a process (pid, its start in kernel ticks, its user's uid,
+        whether the children that it has before the grant are no part of its run)
     :param limits_s: the ages at which a job is warned of, asked to stop, and ended (in seconds)
     :param reasons: why the daemon is not ready, empty if it is
     :param tasks: what outlives a request runs here
@@ -138,7 +139,7 @@ class Backend:
     ask: Asks
     feed: Feed
     published: Callable[[], dict[str, Any]]
-    guard_for: Callable[[int, int, int], LetsIn]
+    guard_for: Callable[[int, int, int, bool], LetsIn]
     limits_s: Callable[[Job], tuple[float, float, float]]
     reasons: Callable[[], tuple[str, ...]]
     tasks: anyio.abc.TaskGroup

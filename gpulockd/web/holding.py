@@ -67,7 +67,7 @@ class Holding:
         self._kept_by_another = False
         self._given_back = anyio.Event()
         uid = caller.peer.uid if caller.peer is not None else -1
-        self.guard = backend.guard_for(pid, started, uid)
+        self.guard = backend.guard_for(pid, started, uid, plan.spares_older)
         self.line = Line(self.session, self.keeper, self.guard)
         self._term = Term(self.line, backend.timed, plan.ttl_s, uid) if self._stays else None
 

@@ -38,6 +38,7 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     With `pid` (on the unix socket) the lease lasts as long as that process; with `ttl` for that time, which PATCH
     renews; else as long as the connection. Of these two `ticket`, on the unix socket, is the lease's id: asked again
     with it, a request whose answer did not come is answered with the same place or lease.
+    `spares_older`: with `session`, the children that this process has before the grant are no part of its run.
     `usual_max_wait_time` is what the asker's environment says: what was changed live goes before it.
     """
 
@@ -62,6 +63,7 @@ class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pid: int | None = None
     ttl: Duration | None = None
     inside: tuple[str, int] | None = None
+    spares_older: bool = False
 
 
 class GpuWords(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +134,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ticket: str | None
     pid: int | None
     ttl_s: float | None
+    spares_older: bool = False
 
 
 def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
@@ -165,6 +168,7 @@ def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
         ticket=check_id(wish.ticket, "ticket") if wish.ticket is not None else None,
         pid=wish.pid,
         ttl_s=check_ttl(parse_duration_s(wish.ttl, "ttl")) if wish.ttl is not None else None,
+        spares_older=wish.spares_older and wish.session is not None,
     )
 
 

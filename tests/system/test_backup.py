@@ -268,10 +268,11 @@ def test_a_backup_that_was_meddled_with_is_refused_in_words_and_changes_nothing(
 
 
 def _everything(daemon: Daemon) -> dict[bytes, bytes]:
-    """What the configuration and the hours and days of the store say."""
+    """What the configuration says, and which hours and days there are: the daemon writes on in the newest of them."""
     with redis.Redis.from_url(daemon.store_url) as store:
-        names = [*store.keys("gpulockd:{fleet}:*"), *store.keys("*:recorded:[0-9]*")]
-        return {name: store.dump(name) for name in names if name != b"gpulockd:{fleet}:alerts_daemons"}
+        fleet = {name: store.dump(name) for name in store.keys("gpulockd:{fleet}:*")}
+        fleet.pop(b"gpulockd:{fleet}:alerts_daemons", None)
+        return fleet | dict.fromkeys(store.keys("*:recorded:[0-9]*"), b"")
 
 
 def test_a_name_that_is_no_pools_ends_neither_daemon_nor_backup(daemon: Daemon, tmp_path: Path) -> None:

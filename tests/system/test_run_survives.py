@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,16 +96,42 @@ def test_the_command_dies_with_its_wrapper_and_the_lease_ends(daemon: Daemon, st
 
 
 def test_children_from_before_are_no_part_of_the_run(daemon: Daemon, tmp_path: Path) -> None:
-    """A shell that execs the wrapper leaves it its background jobs; they are neither waited for nor signalled."""
+    """A shell that execs the wrapper leaves it its background jobs; neither it nor the daemon ends them."""
     script = f"sleep 60 & echo $! > {tmp_path}/pid; exec {sys.executable} -m gpulockd run -q --timeout 1 -- sleep 50"
     env = clean_env(GPULOCKD_SOCKET=daemon.socket)
     done = subprocess.run(["sh", "-c", script], env=env, timeout=30, stdout=subprocess.DEVNULL)
     stranger = pid_in(tmp_path / "pid")
     try:
         assert done.returncode == 143
+        until_blocking(lambda: not ask(daemon, "leases"))
+        until_blocking(
+            lambda: all(gpu["state"] == "ready" for gpu in ask(daemon, "gpus"))
+        )  # seen out by the daemon too
         assert lives(stranger)
     finally:
         os.kill(stranger, signal.SIGKILL)
+
+
+def test_the_wrapper_dies_and_children_from_before_live_on(daemon: Daemon, tmp_path: Path) -> None:
+    """The daemon ends what the run has left, and that alone."""
+    left = f"setsid sleep 61 & echo $! >{tmp_path}/left; wait"
+    words = f"{sys.executable} -m gpulockd run -q --task leaver -- sh -c '{left}'"
+    script = f"sleep 60 & echo $! >{tmp_path}/pid; exec {words}"
+    env = clean_env(GPULOCKD_SOCKET=daemon.socket)
+    wrapper = subprocess.Popen(["sh", "-c", script], env=env, stdout=subprocess.DEVNULL)
+    left_pid, stranger = pid_in(tmp_path / "left"), pid_in(tmp_path / "pid")
+    try:
+        until_blocking(lambda: leases(daemon, "leaver"))
+        time.sleep(1.5)  # two looks of the guard
+        wrapper.kill()
+        wrapper.wait()
+        until_blocking(lambda: not lives(left_pid))
+        until_blocking(lambda: not leases(daemon, "leaver"))
+        assert lives(stranger)
+    finally:
+        for pid in (left_pid, stranger):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_the_hard_limit_ends_the_whole_run(daemon: Daemon, start: Start, tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_the_spared_and_what_they_started_are_of_no_run() -> None:
     assert pids(run) == [10, 13]
 
 
+def test_what_is_older_than_its_run_is_not_of_it_nor_are_its_children() -> None:
+    """A shell that became the wrapper brings its background jobs; what is known or tagged counts at any age."""
+    table = table_of((10, 1, 50), (11, 10, 60), (12, 11, 95), (13, 10, 90), (14, 13, 91), (20, 1, 70))
+    assert pids(run_of([Process(10, 50)], table, since_ticks=90)) == [10, 13, 14]
+    tags = {Process(20, 70): LEASE}
+    run = run_of(
+        [Process(10, 50)], table, [Process(11, 60)], lease_ids=[LEASE], card_pids=[20], tags=tags, since_ticks=90
+    )
+    assert pids(run) == [10, 11, 12, 13, 14, 20]
+
+
 rows = st.lists(st.tuples(st.integers(2, 40), st.integers(1, 40), st.integers(0, 30)), max_size=40)
 
 

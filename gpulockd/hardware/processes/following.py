@@ -42,6 +42,7 @@ class Run:
         self.holders: set[Process] = set()
         self.members: set[Process] = set()
         self.spared = frozenset(spared)
+        self.since_ticks = 0
 
     def __repr__(self) -> str:
         return f"<Run {self.lease} of {len(self.holders)} with {len(self.members)} processes>"
@@ -83,18 +84,18 @@ class Runs:
         pidfd: int | None = None,
         *,
         lease_id: str | None = None,
-        spared: Collection[Process] = (),
+        since_ticks: int = 0,
     ) -> None:
         """Follow one more holder of a lease, the first one or one that joined; a scan becomes due.
 
         :param pidfd: of this very process, ours from now on
         :param lease_id: the name under which a joined process has the lease
-        :param spared: processes of no concern to this run, such as what a shell started before it became the wrapper
+        :param since_ticks: only what was born since is of it, not what a shell started before it became the wrapper
         :raises HiddenProcess: if /proc hides it
         :raises OSError: if no descriptor is left
         """
         run = self.adopt(lease, holder, pidfd)
-        run.spared |= frozenset(spared)
+        run.since_ticks = max(run.since_ticks, since_ticks)
         run.lease_ids |= {lease_id} if lease_id else set()
         run.holders.add(holder)
         self._due.set()
@@ -177,6 +178,7 @@ class Runs:
                 card_pids=shown.get(lease, ()),
                 tags=tags,
                 spared=run.spared,
+                since_ticks=run.since_ticks,
                 children=children,
             )
             # The watch alone says who has died: the table may be older than a member that was found meanwhile.

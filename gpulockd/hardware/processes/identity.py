@@ -36,6 +36,11 @@ class Process(msgspec.Struct, frozen=True, order=True):
         return f"<Process {self.pid} started {self.started_ticks}>"
 
 
+def ticks_of(boottime_ms: int) -> int:
+    """A moment of CLOCK_BOOTTIME (in ms) in the clock ticks in which the kernel tells when a process started."""
+    return boottime_ms * os.sysconf("SC_CLK_TCK") // 1000
+
+
 class Stat(msgspec.Struct, frozen=True):
     """What `/proc/PID/stat` says of one process; `cpu_ticks` is what all its threads have used, in clock ticks."""
 
