@@ -28,8 +28,9 @@ import h11
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_WITHIN_S = 30.0
-STOPPED_WITHIN_S = 15.0
+READY_WITHIN_S = 60.0
+STOPPED_WITHIN_S = 30.0
+ANSWERED_WITHIN_S = 30.0
 
 QUICK = {"session": {"ttl": 2.0, "keepalive": 0.3, "rpc_deadline": 0.4, "margin": 0.1, "claim_window": 0.5}}
 """Settings under which a dead process is noticed within two seconds."""
@@ -74,7 +75,7 @@ class Wire:
                 data = b""
             self.wire.receive_data(data)
 
-    async def line(self, within_s: float = 10.0) -> bytes | None:
+    async def line(self, within_s: float = ANSWERED_WITHIN_S) -> bytes | None:
         """The next line of the body, None at its end."""
         with anyio.fail_after(within_s):
             while b"\n" not in self.rest:
@@ -85,12 +86,12 @@ class Wire:
         line, self.rest = self.rest.split(b"\n", 1)
         return line
 
-    async def said(self, within_s: float = 10.0) -> Any:
+    async def said(self, within_s: float = ANSWERED_WITHIN_S) -> Any:
         """The next line, read as JSON; None at the end."""
         line = await self.line(within_s)
         return None if line is None else json.loads(line)
 
-    async def until(self, state: str, within_s: float = 10.0) -> Any:
+    async def until(self, state: str, within_s: float = ANSWERED_WITHIN_S) -> Any:
         """The first line of that state."""
         with anyio.fail_after(within_s):
             while True:
@@ -99,7 +100,7 @@ class Wire:
                 if said["state"] == state:
                     return said
 
-    async def ends(self, within_s: float = 5.0) -> None:
+    async def ends(self, within_s: float = ANSWERED_WITHIN_S) -> None:
         """Read on until the answer ends."""
         with anyio.fail_after(within_s), contextlib.suppress(h11.RemoteProtocolError):
             while isinstance(await self.event(), h11.Data):
@@ -168,7 +169,7 @@ class Daemon:
         wire.send(h11.EndOfMessage())
         opened = Wire(stream, wire)
         self.wires.append(opened)
-        with anyio.fail_after(10):
+        with anyio.fail_after(ANSWERED_WITHIN_S):
             begun = await opened.event()
         assert isinstance(begun, h11.Response), begun
         opened.status = begun.status_code
@@ -179,7 +180,7 @@ class Daemon:
         """Send a request and return its whole answer."""
         opened = await self.open(method, path, body, **how)
         whole = b""
-        with anyio.fail_after(10):
+        with anyio.fail_after(ANSWERED_WITHIN_S):
             while isinstance(part := await opened.event(), h11.Data):
                 whole += bytes(part.data)
         await opened.aclose()
@@ -287,7 +288,7 @@ def start_daemon(
         )
 
 
-async def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> None:
+async def eventually(holds: Callable[[], Any], within_s: float = ANSWERED_WITHIN_S) -> None:
     """Wait until `holds()` (plain or awaitable) is true."""
     with anyio.fail_after(within_s):
         while True:
@@ -319,7 +320,7 @@ def _kill_all_of(folder: Path) -> None:
 
 def _await_end(process: psutil.Process) -> None:
     """Wait until a killed process runs no longer; who has to reap it may take its time."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     with contextlib.suppress(psutil.NoSuchProcess):
         while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.005)

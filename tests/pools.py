@@ -22,6 +22,9 @@ from tests.servers import Server
 QUICK = SessionBlock(ttl=4.0, keepalive=0.5, rpc_deadline=0.5, margin=0.2, claim_window=0.6)
 """Session times of tests that wait for the end of a session (in seconds)."""
 
+CALM = SessionBlock(ttl=40.0, keepalive=0.5, rpc_deadline=10.0, margin=0.2, claim_window=10.0)
+"""Session times of all other tests: a machine that stands still for seconds ends no session and cuts off no command."""
+
 GIB = 1024
 
 
@@ -38,7 +41,7 @@ def offer(
     pool: str,
     gpus: list[Gpu],
     *,
-    session: SessionBlock = QUICK,
+    session: SessionBlock = CALM,
     queue: QueueBlock | None = None,
     url: str | None = None,
     defaults: dict[str, object] | None = None,
@@ -79,7 +82,7 @@ def snapshot(server: Server, pool: str) -> Snapshot:
     return answer.snapshot
 
 
-def environment(url: str, pool: str, session: SessionBlock = QUICK) -> dict[str, str]:
+def environment(url: str, pool: str, session: SessionBlock = CALM) -> dict[str, str]:
     """The variables by which a program finds the pool and opens it with these times."""
     return {
         "GPULOCKD_REDIS_URL": url,
@@ -93,7 +96,7 @@ def environment(url: str, pool: str, session: SessionBlock = QUICK) -> dict[str,
 
 
 @contextlib.contextmanager
-def client_here(url: str, pool: str, session: SessionBlock = QUICK) -> Iterator[None]:
+def client_here(url: str, pool: str, session: SessionBlock = CALM) -> Iterator[None]:
     """Let this process be a client of the pool for the time of a test, and say goodbye at its end."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(url, pool, session).items():

@@ -23,9 +23,9 @@ from typing import Self
 
 import redis
 
-READY_WITHIN_S = 10.0
-STOPPED_WITHIN_S = 5.0
-QUIET_WITHIN_S = 2.0
+READY_WITHIN_S = 30.0
+STOPPED_WITHIN_S = 20.0
+QUIET_WITHIN_S = 20.0
 
 NOT_PERSISTENT = ("--save", "", "--appendonly", "no")
 """Arguments of a server that keeps nothing on disk."""
@@ -47,7 +47,7 @@ def redis70_binary() -> str | None:
     path = "/usr/bin/redis-server"
     if not os.access(path, os.X_OK):
         return None
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60).stdout
     version = re.search(r"v=(\d+)\.(\d+)", said)
     return path if version and (int(version[1]), int(version[2])) >= (7, 0) else None
 

@@ -15,7 +15,7 @@ import pytest
 
 from gpulockd import gpu_lock
 from tests.faults.scene import LONG_S, Scene, hands_over, holds, noted, own_store, scene, standing
-from tests.pools import client_here, offer, simulated, snapshot
+from tests.pools import QUICK, client_here, offer, simulated, snapshot
 from tests.proxies import proxied
 from tests.servers import Server
 from tests.states import until
@@ -48,12 +48,12 @@ async def test_requests_that_never_arrive_take_one_place(
     valkey_server: Server, pool: str, record_property: Record
 ) -> None:
     """Invariant 3 for the other direction: what the store has never seen is asked again, with the same id."""
-    offer(valkey_server, pool, simulated(1))
+    offer(valkey_server, pool, simulated(1), session=QUICK)
     for swallow in range(1, MOST_REQUESTS):
         before = snapshot(valkey_server, pool).counters
         async with proxied(valkey_server) as proxy:
             proxy.swallow = swallow
-            with client_here(proxy.url, pool):
+            with client_here(proxy.url, pool, QUICK):
                 async with asyncio.timeout(30):
                     async with gpu_lock(max_wait_time=20):
                         assert len(snapshot(valkey_server, pool).leases) == 1
@@ -74,7 +74,7 @@ async def test_a_reset_in_the_middle_of_replies_crosses_none(
     valkey_server: Server, pool: str, record_property: Record
 ) -> None:
     """Many tasks share a connection: a reply that goes to the wrong one would put two on a card."""
-    offer(valkey_server, pool, simulated(CARDS))
+    offer(valkey_server, pool, simulated(CARDS), session=QUICK)
     on_card: dict[str, str] = {}
     tokens: list[int] = []
     async with proxied(valkey_server) as proxy:
@@ -89,7 +89,7 @@ async def test_a_reset_in_the_middle_of_replies_crosses_none(
                     await asyncio.sleep(0.01)
                     del on_card[key]
 
-        with client_here(proxy.url, pool):
+        with client_here(proxy.url, pool, QUICK):
             async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
                 proxy.tear = 7
                 for index in range(CARDS):

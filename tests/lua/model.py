@@ -101,6 +101,7 @@ class Pool:
         self.frozen_until = 0
         self.frozen_why = self.how_opened = ""
         self.epoch: tuple[str, int] = ("", 0)
+        self.epoch_token = 0
         self.guarded = False
         self.was_guarded = "unknown"  # when the freeze began
         self.offer_epoch: tuple[str, int] | None = None
@@ -196,7 +197,7 @@ class Pool:
         self.epoch = (self.run_id, self.server.wall_ms)
         if not missing and not self.frozen_until:
             self.was_guarded = "1" if self.guarded else "0"
-        self.token = max(self.token, self.server.wall_ms)
+        self.token = self.epoch_token = max(self.token, self.server.wall_ms)
         ttl = self.agreed.ttl_ms
         if not missing:
             self._freeze(ttl, "data_lost" if self.frozen_until else "store_changed")
@@ -530,10 +531,21 @@ class Pool:
             self.place()
         return self._again(t)
 
+    def _is_of_before(self, t: Ticket) -> bool:
+        """Whether it was granted before the store changed: another may have had its gpus since."""
+        return t.state in HOLDS and t.token <= self.epoch_token
+
+    def _token_anew(self, t: Ticket) -> None:
+        self.token += 1
+        t.token = self.token
+
     def _again(self, t: Ticket) -> Said:
+        late = self._is_of_before(t)
+        if late and not self.frozen_until:
+            self._token_anew(t)
         if t.state == "claim" and not self.frozen_until:
             self._confirm(t)
-        if t.state == "held":
+        if t.state == "held" and not (late and self.frozen_until):
             return self._granted(t)
         if t.state == "member":
             return ("joined", t.token, t.of, frozenset(t.gpus))
@@ -591,8 +603,11 @@ class Pool:
             return ("gone", self.tombs.get(id, "unknown"))
         if t.state not in (*HOLDS, "member") or (t.session, t.token) != (session, token):
             return ("lapsed",)
-        if t.state == "claim" and self.frozen_until:
+        late = self._is_of_before(t)
+        if (t.state == "claim" or late) and self.frozen_until:
             return ("frozen", max(0, self.frozen_until - self.now), self.frozen_why)
+        if late:
+            self._token_anew(t)
         if t.state == "claim":
             self._confirm(t)
         self._renew(self.tickets[t.of] if t.of else t)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpulockd.settings import QueueBlock
-from tests.pools import GIB, offer, simulated, snapshot
+from tests.pools import GIB, QUICK, offer, simulated, snapshot
 from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.history import Note, granted_twice, read_events, tickets_of, troubles
@@ -35,7 +35,7 @@ WISHES = [
 def test_mixed_wants_all_get_their_turn(server: Server, pool: str, tmp_path: Path) -> None:
     """Invariants 1, 4 and 5: whoever wants all four cards is not passed for ever by those who want one."""
     gpus = simulated(4, memory_mib=CARD_GIB * GIB)
-    offer(server, pool, gpus, queue=QueueBlock(hold_back_after=HOLD_BACK_S))
+    offer(server, pool, gpus, session=QUICK, queue=QueueBlock(hold_back_after=HOLD_BACK_S))
     with Crew(tmp_path, server.url, pool) as crew:
         names = [f"w{n}" for n in range(PROCESSES)]
         workers = crew.start("loop", *names, for_s=FOR_S, wishes=WISHES, hold_s=HOLD_S)

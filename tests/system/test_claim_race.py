@@ -26,7 +26,7 @@ LATEST_S = 0.003
 @pytest.fixture
 def crew(server: Server, pool: str, tmp_path: Path) -> Iterator[Crew]:
     """Three obedient workers before one gpu; afterwards the rules must hold."""
-    offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB))
+    offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=QUICK)
     with Crew(tmp_path, server.url, pool) as crew:
         crew.obedient("holder", "winner", "next")
         yield crew

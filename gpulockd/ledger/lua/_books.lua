@@ -102,6 +102,7 @@ local function read_terms(packed)
     found[TERMS[n]] = IN_MS[TERMS[n]] and tonumber(word) or word
   end
   found.cards_json, found.told = cards, told(found)
+  found.epoch_token = tonumber(string.match(found.epoch, '%-(%d+)$') or 0)
   found.cards, found.offered_keys = gpus.cards_of(cards)
   if terms_known >= POOLS_KNOWN then terms_of, terms_known = {}, 0 end
   terms_of[packed], terms_known = {__index = found}, terms_known + 1
@@ -181,6 +182,11 @@ end
 
 function books.next_token()
   return books.raise_token(meta.token + 1)
+end
+
+-- Was this token given before the epoch? What the store has lost of then may have given its gpus on since.
+function books.is_of_before(token)
+  return token <= meta.epoch_token
 end
 
 -- Arrival stamps strictly increase, so that equal wants have one order.

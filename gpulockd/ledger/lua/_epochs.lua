@@ -46,7 +46,8 @@ epochs = room(function(epochs)
     books.raise_token(books.wall_ms)
     meta.seq = math.max(meta.seq, books.wall_ms)
     books.note_term('run_id', run_id)
-    books.note_term('epoch', string.sub(run_id, 1, 8) .. '-' .. text(books.wall_ms))
+    books.note_term('epoch', string.sub(run_id, 1, 8) .. '-' .. text(meta.token))
+    meta.epoch_token = meta.token
     books.note_term('cluster', string.find(info, '_mode:cluster', 1, true) and '1' or '0')
     if not missing then
       -- Who is on a gpu was let in before the freeze, so that is when a guard must have stood there.

@@ -108,6 +108,13 @@ tickets = room(function(tickets)
     books.emit('lock_acquired', tickets.told(t) .. ',"via":"doorbell"')
   end
 
+  -- A grant of before this epoch whose body begins only now: those that began meanwhile had higher tokens.
+  function tickets.token_anew(t)
+    t.token = books.next_token()
+    books.take()
+    tickets.write(t)
+  end
+
   -- A sign of life of a holder or member: the lease's own end moves on.
   function tickets.renew(t)
     local lease = t.state == 'member' and tickets.get(t.of) or t

@@ -1,4 +1,5 @@
 -- confirm: the winner of a doorbell, or a holder in doubt, asks whether the lease stands; the body starts on 'held'.
+-- What was granted before a change of the store begins after the freeze, under a token of this epoch.
 -- Only the winner's own loop sends this, never a keepalive; who begins so late begins with its whole lock timeout.
 --
 -- KEYS[1]  the pool's `meta`
@@ -12,8 +13,10 @@ local t = tickets.get(id)
 if not t then return books.answer('gone', redis.call('GET', names.base .. 'done:' .. id) or 'unknown') end
 local gone_on = t.state ~= 'claim' and t.state ~= 'held' and t.state ~= 'member'
 if gone_on or t.session ~= ARGV[1] or text(t.token) ~= ARGV[3] then return books.answer('lapsed') end
-if t.state == 'claim' and books.frozen() then
+local is_of_before = t.state ~= 'member' and books.is_of_before(t.token)
+if (t.state == 'claim' or is_of_before) and books.frozen() then
   return books.answer('frozen', text(books.frozen_ms()), meta.frozen_why or '')
 end
+if is_of_before then tickets.token_anew(t) end
 if t.state == 'claim' then tickets.confirm(t) else tickets.renew(t) end
 return books.answer('held', text(t.token), text(math.max(0, (t.granted_ms or t.stamp) - t.stamp)), gpus.describe(gpus.split(t.gpus)))

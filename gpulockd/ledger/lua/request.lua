@@ -1,5 +1,6 @@
 -- request: take a place in the queue, or the gpus at once when they are free and nobody earlier wants them.
 -- One id serves every retry of the request; a granted id answers with the same token, an ended one 'gone'.
+-- Where the store has changed since, a granted one begins after the freeze, under a token of the new epoch.
 -- Sent by the waiting loop itself, so it also brings back a ticket that was away and confirms a claim.
 --
 -- KEYS[1]  the pool's `meta`; the names of its other keys follow from it (gpulockd/ledger/keys.py)
@@ -39,6 +40,11 @@ if t then
   if t.session ~= session then return books.answer('gone', 'foreign') end
   -- The answer before was not read: its process may have stood still meanwhile, and begins only now.
   if t.state == 'held' or t.state == 'member' then tickets.renew(t) end
+  if (t.state == 'held' or t.state == 'claim') and books.is_of_before(t.token) then
+    -- Somebody whom the store has lost may be there still, with a later token.
+    if books.frozen() then return waiting() end
+    tickets.token_anew(t)
+  end
   if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
   if t.state == 'held' then return granted(t) end
   if t.state == 'member' then return joined(t) end
