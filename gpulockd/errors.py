@@ -24,6 +24,7 @@ class GpuLockTimeout(GpuLockError, TimeoutError):
     """No GPU became free within the wait limit: ask later, wait longer (`max_wait_time`) or raise `priority`."""
 
     waited_s: float = 0.0
+    max_wait_s: float | None = None
     place: int | None = None
     queued: int | None = None
 

@@ -41,6 +41,8 @@ class GuardLink(asyncio.Protocol):
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
         self._named: dict[str, int] = {}  # a guard that came meanwhile may have taken a lease from the ledger's word
+        self._said: list[str] = []
+        self._told: list[str] = []  # ended sessions that a guard has heard of: it may keep a gpu for them
         self._connecting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -118,7 +120,8 @@ class GuardLink(asyncio.Protocol):
             self._open_again(RETRY_S)
 
     def _has_something(self) -> bool:
-        return any(entry.loop is self.loop for entry in self.session.table.all())
+        untold = self.session.guarded and self.session.before != self._told
+        return untold or any(entry.loop is self.loop for entry in self.session.table.all())
 
     def _connect(self) -> asyncio.Task[None]:
         if self._connecting is None or self._connecting.done():
@@ -155,10 +158,11 @@ class GuardLink(asyncio.Protocol):
     def _hello(self) -> dict[str, Any]:
         entries = [entry for entry in self.session.table.all() if entry.session == self.session.id]
         held = [e for e in entries if e.state in ("held", "member") and not e.lost.is_set()]
+        self._said = self.session.before
         return {
             "verb": "hello",
             "session": self.session.id,
-            "was": self.session.before,
+            "was": self._said,
             "as_of": max(self.session.highest_token, *(entry.token for entry in entries), 0),
             "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
             "known": [entry.id for entry in entries if entry not in held and entry.state != "ending"],
@@ -271,6 +275,7 @@ class GuardLink(asyncio.Protocol):
             if entry is not None:
                 self._admitted[entry.id] = entry.token
                 entry.guard = self
+        self._told = self._said
         self._greeted.set_result(None)
         return None
 

@@ -111,7 +111,10 @@ async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
             text += f"; and {len(reasons) - 4} more"
     if waiting.place is not None:
         text += f"; place {waiting.place} of {waiting.queued}"
-    return GpuLockTimeout(text, waited_s=waiting.waited_s, place=waiting.place, queued=waiting.queued)
+    limit_s = waiting.patience.max_wait_s
+    return GpuLockTimeout(
+        text, waited_s=waiting.waited_s, max_wait_s=limit_s, place=waiting.place, queued=waiting.queued
+    )
 
 
 def frozen_text(answer: a.Waiting, pool: str) -> str:

@@ -287,8 +287,9 @@ class Waiting:
         error = await timeout_error(self)
         if not why:
             return error
+        limit_s = error.max_wait_s
         text = f"{error.message}; {why}"
-        return GpuLockTimeout(text, waited_s=error.waited_s, place=error.place, queued=error.queued)
+        return GpuLockTimeout(text, waited_s=error.waited_s, max_wait_s=limit_s, place=error.place, queued=error.queued)
 
     async def _outlast(self, away: StoreUnavailable) -> None:
         """Redis did not answer: try again with the same id until the wait limit is over."""

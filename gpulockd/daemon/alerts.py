@@ -38,9 +38,9 @@ MOST_RETRY_S = 30.0
 GOODBYE_S = 2.0
 
 CALM = frozenset(
-    {"lock_requested", "lock_acquired", "lock_released", "session_opened", "alert_raised", "alert_resolved"}
+    {"lock_requested", "lock_acquired", "lock_released", "session_opened", "alert_raised", "alert_resolved", "away"}
 )
-"""Events that make no alert by themselves; the rest is judged soon after it happened."""
+"""News that makes no alert by itself; the rest is judged soon after it happened."""
 
 _log = structlog.get_logger(__name__)
 

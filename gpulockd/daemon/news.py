@@ -1,4 +1,4 @@
-"""What happens in the pool, told to the services as it happens: one subscription for all of them.
+"""What happens in the pool, told as it happens: one subscription for the whole daemon.
 
 Its law: news is a hint. Whoever hears of a break (`BROKEN`) must look at the state, since anything may have been
 missed.
@@ -21,6 +21,9 @@ MOST_RETRY_S = 5.0
 BROKEN = "broken"
 """Told instead of a kind of event after the subscription was away."""
 
+AWAY = "away"
+"""Told instead of a kind of event when there is no subscription, and at each try that brings none."""
+
 _START = b'{"type":"'
 
 _log = structlog.get_logger(__name__)
@@ -35,10 +38,15 @@ class News:
         self._keys = keys
         self._deadline_s = deadline_s
         self._listeners: list[Callable[[str], None]] = []
+        self._readers: list[Callable[[bytes], None]] = []
 
     def tell(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the kind of each event from now on; it must not raise."""
         self._listeners.append(listener)
+
+    def tell_whole(self, reader: Callable[[bytes], None]) -> None:
+        """Call `reader` with each event as it is, before its kind is told; it must not raise."""
+        self._readers.append(reader)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled."""
@@ -58,12 +66,15 @@ class News:
                         await subscription.aclose()
             except StoreUnavailable as away:
                 _log.debug("news.store_away", message=away.message)
+                self._spread(AWAY)
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MOST_RETRY_S)
 
     def _take(self, message: bytes) -> None:
+        for reader in self._readers:
+            reader(message)
         if message.startswith(_START):
-            self._spread(message[len(_START) : message.index(b'"', len(_START))].decode(errors="replace"))
+            self._spread(message[len(_START) :].partition(b'"')[0].decode(errors="replace"))
 
     def _spread(self, kind: str) -> None:
         for listener in self._listeners:

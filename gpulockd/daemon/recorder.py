@@ -58,7 +58,9 @@ _log = structlog.get_logger(__name__)
 class News(Protocol):
     """Tells that something has happened: a hint, the stream decides. The web's feed is one."""
 
-    last: int
+    @property
+    def last(self) -> int:
+        """The seq of the last event."""
 
     async def changed(self, seen: int) -> None:
         """Return as soon as `last` is beyond `seen` (a seq)."""

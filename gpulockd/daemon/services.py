@@ -15,7 +15,7 @@ import anyio.abc
 
 from gpulockd.client.published import share_of
 from gpulockd.clock import wall_ms
-from gpulockd.daemon import recorder, storeload, timer
+from gpulockd.daemon import recorder, storeload
 from gpulockd.daemon.alerts import Alerts
 from gpulockd.daemon.canary import Canary
 from gpulockd.daemon.cardlooks import CardLooks
@@ -32,7 +32,7 @@ from gpulockd.daemon.impact import Impacts
 from gpulockd.daemon.inforce import InForce
 from gpulockd.daemon.levels import Rules
 from gpulockd.daemon.monitor import Monitor
-from gpulockd.daemon.news import News
+from gpulockd.daemon.news import BROKEN, News
 from gpulockd.daemon.offering import Offering
 from gpulockd.daemon.overseeing import Overseeing
 from gpulockd.daemon.plan import Plan
@@ -41,6 +41,7 @@ from gpulockd.daemon.rollout import Rollouts
 from gpulockd.daemon.sampling import Sampling
 from gpulockd.daemon.settling import Settling
 from gpulockd.daemon.strangers import Strangers
+from gpulockd.daemon.timer import Timer
 from gpulockd.daemon.trying import Trying
 from gpulockd.daemon.uptake import Event, Uptake, owner_of
 from gpulockd.daemon.verifying import Verifying
@@ -54,6 +55,12 @@ T = TypeVar("T")
 
 class Feeds(recorder.News, Protocol):
     """The events of the pool for those who read them all: the web's feed."""
+
+    def hear(self, json: bytes) -> None:
+        """One has come."""
+
+    def missed(self) -> None:
+        """Some may have been missed before now."""
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read until cancelled."""
@@ -75,7 +82,7 @@ class Services:
         pulses: Pulses,
         feed: Feeds,
     ) -> None:
-        """:param feed: tells the recorder that something has happened
+        """:param feed: is told all events, and tells the recorder that something has happened
         :param kept: this host's copy of the fleet's configuration
         """
         self._plan = plan
@@ -107,15 +114,15 @@ class Services:
         self.impacts = Impacts(self._ask_any, self.keys, lambda: current.settings)
         self.rollouts, self.driving = self._rollout()
         self.fleet_news = FleetNews(offered.session.url, deadline_s)
-        self._beats = {
-            "settling": pulses.add("settling", within_s=60),
-            "timer": pulses.add("timer", within_s=60),
-        }
+        self._settling_beats = pulses.add("settling", within_s=60)
+        self.timer = Timer(ask, self.keys, pulses.add("timer", within_s=60))
         self._tie()
 
     def _tie(self) -> None:
         """Let them hear of each other."""
-        for listener in (self.settling.hear, self.enforcer.hear, self.alerts.hear):
+        self.news.tell_whole(self.feed.hear)
+        self.news.tell(lambda kind: self.feed.missed() if kind == BROKEN else None)
+        for listener in (self.settling.hear, self.enforcer.hear, self.alerts.hear, self.timer.hear):
             self.news.tell(listener)
         self.configuring.listeners.extend((self.trying.wake, lambda _revision: self.driving.hint()))
         self.fleet_news.tell(lambda _word: self.configuring.wake())
@@ -126,19 +133,18 @@ class Services:
 
     async def start(self, group: anyio.abc.TaskGroup) -> None:
         """Start them in `group`, in the order in which they need each other."""
-        url, ask = self._offered.session.url, self._offered.ask
-        deadline_s = self.current.settings.session.rpc_deadline
+        ask = self._offered.ask
+        await group.start(self.news.run)
         await group.start(self._offered.run)
         await group.start(self.configuring.run)
         await group.start(self.fleet_news.run)
-        await group.start(partial(timer.run, url, self.keys, ask, deadline_s=deadline_s, pulse=self._beats["timer"]))
+        await group.start(self.timer.run)
         await group.start(partial(recorder.run, ask, self.keys, self.feed))
-        await group.start(partial(self.settling.run, pulse=self._beats["settling"]))
+        await group.start(partial(self.settling.run, pulse=self._settling_beats))
         await group.start(self.cards.run)
         await group.start(self.enforcer.run)
         await group.start(self.monitor.run)
         await group.start(self.alerts.run)
-        await group.start(self.news.run)
         await group.start(self.trying.run)
         await group.start(partial(storeload.run, self._ask_any, self.keys))
         await group.start(self.driving.run)

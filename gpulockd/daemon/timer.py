@@ -17,7 +17,6 @@ from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.ledger.subscription import Subscription
 from gpulockd.ledger.verbs import Call
 
 SOON_S = 0.02
@@ -35,62 +34,67 @@ Ask = Callable[[Call[a.Pictured | a.NoSession | a.Unopened]], Awaitable[a.Pictur
 _log = structlog.get_logger(__name__)
 
 
-async def run(
-    url: str,
-    keys: PoolKeys,
-    ask: Ask,
-    *,
-    deadline_s: float,
-    pulse: Pulse,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run until cancelled.
+class Timer:
+    """The service; `hear` tells it that something has happened."""
 
-    :param ask: sends a script
-    :param deadline_s: for the store's answers (in seconds)
-    :param pulse: beaten after each look, for the watchdog
-    """
-    task_status.started()
-    pause_s = RETRY_S
-    away = False
-    while True:
-        try:
-            subscription = await Subscription.open(url, (keys.events_channel,), deadline_s=deadline_s, sharded=False)
+    def __init__(self, ask: Ask, keys: PoolKeys, pulse: Pulse) -> None:
+        """:param ask: sends a script
+        :param pulse: beaten after each look, for the watchdog
+        """
+        self._ask = ask
+        self._keys = keys
+        self._pulse = pulse
+        self._news = anyio.Event()
+        self._away = False
+
+    def __repr__(self) -> str:
+        return f"<Timer {self._keys.pool}>"
+
+    def hear(self, _kind: str) -> None:
+        """Something has happened in the pool, or the store may be away."""
+        self._news.set()
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        task_status.started()
+        pause_s = RETRY_S
+        looked_at = anyio.current_time() - QUIET_S
+        while True:
+            self._news = anyio.Event()
             try:
-                if away:
-                    await ask(verbs.snapshot(keys, length=1))  # where a key is spoilt, one may subscribe all the same
-                    _log.info("timer.store_back", message="the store answers again")
-                away, pause_s = False, RETRY_S
-                await _watch(subscription, keys, ask, pulse)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await subscription.aclose()
-        except StoreUnavailable as trouble:
-            if not away:
-                _log.warning("timer.store_away", message=trouble.message)
-            away = True
-            pulse.beat()
-            await anyio.sleep(pause_s)
-            pause_s = min(2 * pause_s, MOST_RETRY_S)
+                due_s = await self._look()
+                pause_s = RETRY_S
+            except StoreUnavailable as trouble:
+                self._say_away(trouble)
+                self._pulse.beat()
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MOST_RETRY_S)
+                continue
+            self._pulse.beat()
+            quiet = anyio.current_time() - looked_at >= QUIET_S
+            looked_at = anyio.current_time()
+            with anyio.move_on_after(due_s) as until_due:
+                await self._pulse.rest(self._news.wait)
+            if not until_due.cancelled_caught:
+                # One look for all that happens within a moment.
+                gather_s = SOON_S if quiet else BUSY_S
+                await anyio.sleep(min(gather_s, max(0.0, due_s - (anyio.current_time() - looked_at))))
 
+    async def _look(self) -> float:
+        """Send a script, which ends what is due. Returns how long nothing more is (in seconds).
 
-async def _watch(subscription: Subscription, keys: PoolKeys, ask: Ask, pulse: Pulse) -> None:
-    """Sleep until something is due, or has happened; then look."""
-    looked_at = anyio.current_time() - QUIET_S
-    while True:
-        due_s = _due_s(await ask(verbs.snapshot(keys, length=1)))
-        quiet = anyio.current_time() - looked_at >= QUIET_S
-        looked_at = anyio.current_time()
-        pulse.beat()
-        with anyio.move_on_after(due_s) as until_due:
-            await pulse.rest(subscription.next)
-        if until_due.cancelled_caught:
-            continue
-        # One look for all that happens within a moment.
-        gather_s = SOON_S if quiet else BUSY_S
-        with anyio.move_on_after(min(gather_s, max(0.0, due_s - (anyio.current_time() - looked_at)))):
-            while True:
-                await subscription.next()
+        :raises StoreUnavailable: if the store does not answer
+        """
+        due_s = _due_s(await self._ask(verbs.snapshot(self._keys, length=1)))
+        if self._away:
+            self._away = False
+            _log.info("timer.store_back", message="the store answers again")
+        return due_s
+
+    def _say_away(self, trouble: StoreUnavailable) -> None:
+        if not self._away:
+            self._away = True
+            _log.warning("timer.store_away", message=trouble.message)
 
 
 def _due_s(answer: a.Pictured | a.NoSession | a.Unopened) -> float:

@@ -1,11 +1,13 @@
-"""The pool's events for all streams of this daemon: one subscription, and the latest events in memory.
+"""The pool's events for all streams of this daemon, as the news tell them: the latest are in memory.
 
 A reader asks for what came after the seq it has; what memory no longer has is read from the store's stream. So no
-reader can slow another, and a lost connection leaves no gap.
+reader can slow another, and a lost connection leaves no gap. What comes gathers for a moment before those who wait for
+it are woken, so that a hand-off does not compete with the telling of it; who asks has all that has come.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +21,11 @@ from gpulockd.client.watching import seq_before
 from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import Store
-from gpulockd.ledger.subscription import Subscription
 
 KEPT = 1024
+GATHER_S = 0.02
+"""How long events gather before those who wait are woken (in seconds)."""
+
 PAGE = 128
 PAUSE = 4.0
 """After a page of the past nobody reads another for so many times as long as it took: at most a fifth of the daemon's
@@ -58,12 +62,22 @@ class Feed:
         self._store = store
         self._keys = keys
         self._latest: deque[Happened] = deque(maxlen=KEPT)
+        self._heard: deque[bytes] = deque()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._whole = False
+        self._broken = anyio.Event()
         self._news = anyio.Event()
         self._listeners: list[Callable[[Happened], None]] = []
         self._past = anyio.Lock()
         self._past_from_s = 0.0
-        self.last = 0
+        self._last = 0
         self.readers = 0
+
+    @property
+    def last(self) -> int:
+        """The seq of the last event that has come; 0 while nothing is known."""
+        self._take_heard()
+        return self._last
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[None]:
@@ -79,58 +93,79 @@ class Feed:
         self._listeners.append(listener)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled; where the subscription breaks, read what was missed and go on."""
+        """Read what was missed, after each break, until cancelled."""
         task_status.started()
         pause_s = RETRY_S
         while True:
+            await self._broken.wait()
+            self._broken = anyio.Event()
             try:
-                subscription = await Subscription.open(
-                    self._store.url, (self._keys.events_channel,), deadline_s=self._store.deadline_s, sharded=False
-                )
-                try:
-                    await self._catch_up()
-                    pause_s = RETRY_S
-                    while True:
-                        self._hear(await subscription.next())
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await subscription.aclose()
+                await self._catch_up()
+                pause_s = RETRY_S
             except StoreUnavailable as away:
                 _log.debug("feed.interrupted", message=away.message)
+                self._broken.set()
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MOST_RETRY_S)
+            if not self._broken.is_set():
+                self._whole = True
+                self._take_heard()
+
+    def missed(self) -> None:
+        """The subscription stands, anew or for the first time: what was before has not been heard."""
+        self._whole = False
+        self._broken.set()
+
+    def hear(self, json: bytes) -> None:
+        """Take what the channel says."""
+        self._heard.append(json)
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._take_heard)
+
+    def _take_heard(self) -> None:
+        """Take what was heard, in order: not before that which was missed."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if not self._whole or not self._heard:
+            return
+        before = self._last
+        while self._heard:
+            self._take(self._heard.popleft())
+        if self._last > before:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
 
     async def _catch_up(self) -> None:
-        if not self.last:
+        if not self._last:
             newest = await self._store.latest_events(self._keys.events_channel, 1)
-            self.last = _read(newest[0]).seq if newest else 0
-            self._news.set()  # who came before us waits for it
-            self._news = anyio.Event()
+            event = _read(newest[0]) if newest else None
+            self._last = event.seq if event is not None else 0
+            self._wake()  # who came before us waits for it
             return
         while True:
-            rows = await self._store.read_events(self._keys.events_channel, f"{self.last}-1", PAGE)
+            before = self._last
+            rows = await self._store.read_events(self._keys.events_channel, f"{before}-1", PAGE)
             for row in rows:
                 self._take(row)
-            if len(rows) < PAGE:
+            self._wake()
+            if len(rows) < PAGE or self._last == before:
                 return
 
-    def _hear(self, json: bytes) -> None:
-        """Take what the channel says; others may write to it too, and what is no event is passed over."""
+    def _take(self, json: bytes) -> None:
+        """Others may write to the channel too, and what is no event is passed over."""
         try:
-            _read(json)
+            event = _read(json)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return
-        self._take(json)
-
-    def _take(self, json: bytes) -> None:
-        event = _read(json)
-        if event.seq > self.last:
-            self.last = event.seq
+        if event.seq > self._last:
+            self._last = event.seq
             self._latest.append(event)
             for listener in self._listeners:
                 listener(event)
-            self._news.set()
-            self._news = anyio.Event()
 
     async def changed(self, seen: int) -> None:
         """Return as soon as something has happened after `seen` (a seq)."""
@@ -142,6 +177,7 @@ class Feed:
 
         :raises StoreUnavailable: if they must be read from the store and it is away
         """
+        self._take_heard()
         if self._latest and self._latest[0].seq <= seq + 1:
             return self._latest_after(seq)[:PAGE]
         # Numbers may have holes: what the stream no longer has is passed over.

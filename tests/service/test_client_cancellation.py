@@ -15,7 +15,7 @@ from gpulockd.client import process
 from tests.pools import client_here, offer, simulated, snapshot
 from tests.proxies import proxied
 from tests.servers import Server
-from tests.states import until
+from tests.states import until, until_blocking
 
 MOST_POINTS = 400
 
@@ -185,4 +185,4 @@ def test_a_closed_loop_leaves_no_ticket(server: Server, pool: str) -> None:
         held = asyncio.run(leave_a_waiter())
         asyncio.run(until(lambda: snapshot(server, pool).queued == 0))
         assert [lease.id for lease in snapshot(server, pool).leases] == [held]
-    assert not snapshot(server, pool).leases
+    until_blocking(lambda: not snapshot(server, pool).leases)

@@ -22,7 +22,7 @@ from gpulockd.events import LockAcquired, LockReleased
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import BlockingStore
-from tests.pools import client_here, offer, simulated, snapshot
+from tests.pools import QUICK, client_here, offer, simulated, snapshot
 from tests.servers import Server
 from tests.states import until, until_blocking
 
@@ -250,7 +250,7 @@ async def test_no_redis_is_said_with_the_cure(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("GPULOCKD_SOCKET", f"{tmp_path}/nowhere.sock")
     with pytest.raises(StoreUnavailable, match="gpulockd serve"):
         await gpu_lock().acquire()
-    with client_here(f"unix://{tmp_path}/nobody.sock", pool):
+    with client_here(f"unix://{tmp_path}/nobody.sock", pool, QUICK):
         with pytest.raises(StoreUnavailable, match="is it running"):
             await gpu_lock().acquire()
     with client_here("http://localhost", pool):

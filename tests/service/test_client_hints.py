@@ -17,7 +17,7 @@ from gpulockd.ledger.store import BlockingStore
 from gpulockd.ledger.verbs import Terms
 from gpulockd.model import Job, Wants
 from gpulockd.settings import QueueBlock, SettleBlock
-from tests.pools import QUICK, client_here, offer, simulated, snapshot
+from tests.pools import CALM, QUICK, client_here, offer, simulated, snapshot
 from tests.servers import Server
 from tests.service.test_client_polling import scripts_run
 from tests.states import until
@@ -42,7 +42,7 @@ async def test_only_the_ledger_asks_a_holder_to_stop(server: Server, pool: str) 
                 before = scripts_run(server)
                 raw.publish(channel, f"stop {lease.id}")
                 await until(lambda: scripts_run(server) > before)
-                await asyncio.sleep(3 * QUICK.keepalive)
+                await asyncio.sleep(3 * CALM.keepalive)
             assert not lease.stopping.is_set()
             store = BlockingStore(server.url, deadline_s=5)
             store.ask(reach(PoolKeys(pool), id=lease.id, token=lease.token, level="operator", after_ms=0, stop=True))
@@ -65,7 +65,7 @@ async def test_a_flood_of_forged_grants_costs_few_questions(server: Server, pool
                 for n in range(FORGED):
                     forged.publish(channel, f"claim {waiting.id} {lease.token + n} gpu_lock:0")
                 await asyncio.to_thread(forged.execute)
-                await asyncio.sleep(2 * QUICK.keepalive)
+                await asyncio.sleep(2 * CALM.keepalive)
                 assert scripts_run(server) - before < FORGED / 2
             assert not waiter.done()
         assert await waiter > lease.token

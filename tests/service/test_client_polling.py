@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 
 import pytest
 import redis
 
 from gpulockd import Lease, LeaseLost, gpu_lock
-from tests.pools import QUICK, client_here, offer, simulated, snapshot
+from tests.pools import CALM, QUICK, client_here, offer, simulated, snapshot
 from tests.proxies import proxied
 from tests.servers import Server
 from tests.states import until
@@ -78,9 +79,10 @@ async def test_a_waiter_sends_nothing_while_subscribed(server: Server, pool: str
         holder = await _held_elsewhere()
         waiters = [asyncio.create_task(_hold_briefly()) for _ in range(20)]
         await until(lambda: snapshot(server, pool).queued == 20)
-        before, keepalives = scripts_run(server), 4
-        await asyncio.sleep(keepalives * QUICK.keepalive)
-        assert scripts_run(server) - before <= keepalives + 2
+        before, began_s = scripts_run(server), time.monotonic()
+        await asyncio.sleep(4 * CALM.keepalive)
+        sent = scripts_run(server) - before
+        assert sent <= (time.monotonic() - began_s) / CALM.keepalive + 2
         await holder.release()
         await asyncio.gather(*waiters)
 
@@ -97,9 +99,9 @@ async def _held_elsewhere() -> Lease:
 
 async def test_a_holder_cut_off_from_redis_stops_when_its_belief_is_over(server: Server, pool: str) -> None:
     """Without a guard nobody else may stop it before the ledger gives the gpu to the next one."""
-    offer(server, pool, simulated(1))
+    offer(server, pool, simulated(1), session=QUICK)
     async with proxied(server) as proxy:
-        with client_here(proxy.url, pool):
+        with client_here(proxy.url, pool, QUICK):
             with pytest.raises(LeaseLost, match="cut off"):
                 async with gpu_lock():
                     proxy.refusing = True
@@ -120,8 +122,9 @@ async def test_an_outage_shorter_than_belief_costs_a_holder_nothing(server: Serv
                 proxy.refusing = True
                 proxy.cut()
                 await asyncio.sleep(1.0)
+                believed = lease._session.believed_until()
                 proxy.refusing = False
-                await asyncio.sleep(2 * QUICK.ttl)
+                await until(lambda: lease._session.believed_until() > believed)
                 assert not lease.lost.is_set()
                 await lease.progress(50)
 

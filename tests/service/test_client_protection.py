@@ -9,19 +9,26 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
 
 from gpulockd import Lease, LeaseLost, gpu_lock
 from gpulockd.client import cleaning
-from tests.pools import client_here, environment, offer, simulated, snapshot
+from tests.pools import QUICK, client_here, environment, offer, simulated, snapshot
 from tests.proxies import proxied
 from tests.servers import Server
 from tests.service.test_client_forms import revoke
 from tests.service.test_client_hardening import refusing
 from tests.states import until, until_blocking
+
+
+@pytest.fixture(autouse=True)
+def _swept() -> Iterator[None]:
+    """The threads of one test are none of the next one's."""
+    yield
+    until_blocking(lambda: not cleaning._running)
 
 
 class Broom:
@@ -235,10 +242,10 @@ async def test_a_release_that_got_no_answer_is_repeated_on_a_fresh_connection(
     async with proxied(server) as proxy:
         with client_here(proxy.url, pool):
             lease = await gpu_lock().acquire()
-            before = proxy.replies
             proxy.refusing = True
             proxy.cut()
             await lease.release()
+            before = proxy.replies
             await asyncio.sleep(0.3)
             assert proxy.replies == before and len(snapshot(server, pool).leases) == 1
             proxy.refusing = False
@@ -297,9 +304,9 @@ async def test_an_end_that_outlasts_belief_is_left_to_the_ledger(
     server: Server, pool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is asked for ever: the session's end ends the lease, and a session that goes on gives it back."""
-    offer(server, pool, simulated(1))
+    offer(server, pool, simulated(1), session=QUICK)
     async with proxied(server) as proxy:
-        with client_here(proxy.url, pool):
+        with client_here(proxy.url, pool, QUICK):
             lease = await gpu_lock().acquire()
             session = lease._session
             proxy.refusing = True

@@ -18,6 +18,7 @@ import redis
 
 from gpulockd.client.whoami import this_process
 from gpulockd.daemon import recorder
+from gpulockd.daemon.news import BROKEN, News
 from gpulockd.errors import StoreUnavailable
 from gpulockd.events import Event, decode
 from gpulockd.ledger import answers as a
@@ -102,10 +103,13 @@ async def connected(url: str) -> AsyncIterator[Store]:
 @contextlib.asynccontextmanager
 async def recording(store: Store, keys: PoolKeys, **options: float) -> AsyncIterator[None]:
     """A recorder that runs, and is killed at the end."""
-    feed = Feed(store, keys)
+    feed, news = Feed(store, keys), News(store.url, keys, store.deadline_s)
+    news.tell_whole(feed.hear)
+    news.tell(lambda kind: feed.missed() if kind == BROKEN else None)
     options.setdefault("batch_s", 0.02)
     async with anyio.create_task_group() as tasks:
         await tasks.start(feed.run)
+        await tasks.start(news.run)
 
         async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
             await recorder.run(store.ask, keys, feed, task_status=task_status, **options)
@@ -203,14 +207,19 @@ async def test_a_recorder_killed_at_any_moment_counts_nothing_twice_and_loses_no
 PROGRAM = """
 import sys, anyio
 from gpulockd.daemon import recorder
+from gpulockd.daemon.news import BROKEN, News
+from gpulockd.daemon.news import BROKEN, News
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import Store
 from gpulockd.web.feed import Feed
 async def main():
     store, keys = Store(sys.argv[1], deadline_s=5), PoolKeys(sys.argv[2])
-    feed = Feed(store, keys)
+    feed, news = Feed(store, keys), News(sys.argv[1], keys, 5)
+    news.tell_whole(feed.hear)
+    news.tell(lambda kind: feed.missed() if kind == BROKEN else None)
     async with anyio.create_task_group() as tasks:
         await tasks.start(feed.run)
+        await tasks.start(news.run)
         print("ready", flush=True)
         await recorder.run(store.ask, keys, feed, batch_s=0.001)
 anyio.run(main)

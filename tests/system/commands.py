@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from gpulockd.cli import http
 from tests.daemons import Daemon, running_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
+ANSWERED_WITHIN_S = 30.0
 
 
 @contextmanager
@@ -89,16 +91,24 @@ class Started:
         """Leave nothing behind."""
         self.process.terminate()
         try:
-            self.process.wait(15)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
 def ask(daemon: Daemon, what: str) -> Any:
-    """What GET /api/v1/<what> answers."""
-    with http.Daemon(daemon.socket) as asked:
-        return asked.get(f"/api/v1/{what}")[what]
+    """What GET /api/v1/<what> answers. A machine that stalls keeps the daemon, or its store, from answering in time."""
+    deadline = time.monotonic() + ANSWERED_WITHIN_S
+    while True:
+        try:
+            with http.Daemon(daemon.socket) as asked:
+                return asked.get(f"/api/v1/{what}")[what]
+        except (http.DaemonDown, http.Refused) as away:
+            lasting = daemon.process.poll() is not None or (isinstance(away, http.Refused) and away.status != 503)
+            if lasting or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def leases(daemon: Daemon, task: str) -> list[dict[str, Any]]:
@@ -118,6 +128,12 @@ def lives(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def is_followed(daemon: Daemon, pid: int) -> bool:
+    """Whether the guard has written down that this process is of a run; from then on its end is heard."""
+    record = (daemon.state / f"guard-{daemon.pool}.log").read_text()
+    return f"[{pid}," in record
 
 
 def read_json(path: Path) -> Any:

@@ -14,6 +14,9 @@ from tests.daemons import Daemon
 from tests.states import until
 from tests.system.commands import ROOT, clean_env
 
+INSIDE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Before a command: it runs in a pid namespace of its own, as in a container, and dies with who started it."""
+
 
 class Holder:
     """One such program."""

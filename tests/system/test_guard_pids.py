@@ -10,10 +10,9 @@ import pytest
 
 from tests.daemons import Daemon, eventually, running_daemon
 from tests.system.commands import call
-from tests.system.holders import holders
+from tests.system.holders import INSIDE, holders
 
 CONFIG = {"session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 1, "margin": 0.5, "claim_window": 2}}
-INSIDE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="needs root for a pid namespace of its own")
 
 
@@ -37,6 +36,7 @@ async def test_the_guard_tells_the_hosts_pid_of_who_holds_and_who_waits_in_a_con
             first = start.start("first", prefix=INSIDE)
             await first.is_in()
             second = start.start("second", prefix=INSIDE)
+            await only(daemon, "queue")
             for holder, what in ((first, "leases"), (second, "queue")):
                 (child,) = psutil.Process(holder.process.pid).children()
 

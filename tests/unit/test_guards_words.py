@@ -23,7 +23,7 @@ from gpulockd.daemon.callers import Caller
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.hardware.processes.identity import identify
 from gpulockd.ledger.verbs import Terms
-from gpulockd.model import Job, Wants
+from gpulockd.model import Job, PoolClock, Wants
 from gpulockd.settings import QueueBlock, SettleBlock
 from tests.pools import QUICK
 from tests.states import until
@@ -107,7 +107,7 @@ class Door:
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
         self.closed = False
-        self.thinks_again = self.is_silent = False
+        self.thinks_again = self.is_silent = self.greets_nobody = False
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,7 +116,7 @@ class Door:
         while line := await reader.readline():  # until the link is closed
             said = json.loads(line)
             self.heard.append(said)
-            if said["verb"] == "hello":
+            if said["verb"] == "hello" and not self.greets_nobody:
                 self.say(pool="here", admitted=[], at_ms=ms(boottime_s()))
             elif said["verb"] == "admit" and not self.is_silent:
                 self.say(admitted=said["lease"]["id"], token=said["lease"]["token"])
@@ -223,3 +223,25 @@ async def test_another_loops_link_answers_for_nobody(tmp_path: Path) -> None:
         assert door.left() == [("mine", 8)]
         link.close()
     elsewhere.close()
+
+
+async def test_a_guard_that_has_not_answered_is_told_later_which_sessions_have_ended(tmp_path: Path) -> None:
+    """It may have taken a grant that nobody read from the ledger: it keeps its gpu until this process says a word."""
+    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
+    session.table.add(entry)
+    async with door_in(tmp_path) as door:
+        door.greets_nobody = True
+        link = GuardLink(session)
+        with pytest.raises(GuardAway):
+            await asyncio.wait_for(link.admit(entry, 9, ZERO), 20)
+        ended = session.id
+        session.begin_anew(ended, "died")
+        link.leave(entry)
+        session.table.remove(entry)
+        door.greets_nobody = False
+        session.clock = PoolClock(epoch="e", version=0, ttl_ms=20_000, step_ms=3_000, keepalive_ms=5_000, guarded=True)
+        link.look()
+        await until(lambda: door.heard[-1].get("was") == [ended])
+        link.close()

@@ -41,6 +41,8 @@ class GuardLink:
         self._admitted: dict[str, int] = {}
         self._named: dict[str, int] = {}
         self._asked: dict[str, tuple[int, Task, int, Entry, tuple[str, ...]]] = {}
+        self._said: list[str] = []
+        self._told: list[str] = []
         self._trying = False
         self._pause_s = RETRY_S
 
@@ -87,7 +89,8 @@ class GuardLink:
 
     def _try_again(self) -> None:
         self._trying = False
-        if self._daemon is None and self.client.table:
+        untold = self.client.guarded and self.client.before != self._told
+        if self._daemon is None and (untold or self.client.table):
             self._pause_s = min(2 * self._pause_s, MOST_RETRY_S)
             self._connect()
             if self._daemon is None:
@@ -104,9 +107,10 @@ class GuardLink:
         daemon.callers.append((caller, self))
         entries = [e for e in client.table.values() if e.session == client.session]
         held = [e for e in entries if e.state == "held" and not e.lost]
+        self._said = list(client.before)
         said = Hello(
             session=client.session,
-            was=client.before,
+            was=self._said,
             as_of=max(client.highest_token, *(e.token for e in entries), 0),
             held=[_words(e, e.token, e.gpus) for e in held],
             known=[e.id for e in entries if e not in held and e.state != "ending"],
@@ -149,6 +153,7 @@ class GuardLink:
 
     def _greet(self, words: Mapping[str, Any]) -> None:
         self._greeted, self._pause_s, self._heard_at = True, RETRY_S, self._asked_at
+        self._told = self._said
         for id in words["admitted"]:
             entry = self.client.table.get(id)
             if entry is not None:
