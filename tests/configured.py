@@ -84,7 +84,7 @@ async def until_shown(daemon: Daemon, holds: Callable[[Any], Any]) -> None:
 
 async def events_of(url: str, pool: str) -> list[Event]:
     """The events of a pool."""
-    store = Store(url, deadline_s=5)
+    store = Store(url, deadline_s=30)
     try:
         found = [decode(json) for json in await store.read_events(PoolKeys(pool).events_channel, "0", 1000)]
     finally:

@@ -35,6 +35,13 @@ ANSWERED_WITHIN_S = 30.0
 QUICK = {"session": {"ttl": 2.0, "keepalive": 0.3, "rpc_deadline": 0.4, "margin": 0.1, "claim_window": 0.5}}
 """Settings under which a dead process is noticed within two seconds."""
 
+STEADY: dict[str, Any] = {
+    "session": {"ttl": 20.0, "keepalive": 0.5, "rpc_deadline": 5.0, "margin": 0.2, "claim_window": 5.0},
+    "settle": {"grace": 60.0},
+}
+"""Settings under which a machine that stands still for seconds costs nobody a lease, an answer or, where a test holds
+leases itself and loses them, its life."""
+
 
 @dataclass
 class Reply:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.policy
 import json
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -48,6 +49,7 @@ class WebReceiver:
     tries: int = 0
     waits: asyncio.Event | None = None
     scheme: str = "http"
+    serving: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -59,7 +61,11 @@ class WebReceiver:
         return [one for delivery in self.deliveries for one in delivery.rules]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one request."""
+        """Take one request; a client that goes without one has asked nothing."""
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError), _noted_in(self.serving):
+            await self._take(reader, writer)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = h11.Connection(h11.SERVER)
         headers: dict[str, str] = {}
         body = b""
@@ -71,8 +77,10 @@ class WebReceiver:
                 headers = {name.decode(): value.decode() for name, value in event.headers}
             elif isinstance(event, h11.Data):
                 body += bytes(event.data)
-            else:
+            elif isinstance(event, h11.EndOfMessage):
                 break
+            else:
+                return
         self.tries += 1
         if self.waits is not None:
             await self.waits.wait()
@@ -83,7 +91,27 @@ class WebReceiver:
         answer = h11.Response(status_code=status, headers=[("content-length", "0"), *more])
         writer.write((wire.send(answer) or b"") + (wire.send(h11.EndOfMessage()) or b""))
         await writer.drain()
-        writer.close()
+
+
+@contextlib.contextmanager
+def _noted_in(tasks: set[asyncio.Task[Any]]) -> Iterator[None]:
+    """Note the task that runs here for as long as it does."""
+    me = asyncio.current_task()
+    assert me is not None
+    tasks.add(me)
+    try:
+        yield
+    finally:
+        tasks.discard(me)
+
+
+async def _end(server: asyncio.Server, tasks: set[asyncio.Task[Any]]) -> None:
+    """Listen no more, and leave no connection open: the warning of one would fail a later test."""
+    server.close()
+    for task in list(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0)  # closed transports say so one turn later
 
 
 @asynccontextmanager
@@ -95,7 +123,7 @@ async def web_receiver(tls: ssl.SSLContext | None = None) -> AsyncIterator[WebRe
     try:
         yield receiver
     finally:
-        server.close()
+        await _end(server, receiver.serving)
 
 
 @dataclass
@@ -108,9 +136,14 @@ class MailReceiver:
     refuses: bool = False
     tls: ssl.SSLContext | None = None
     in_tls: bool = False
+    serving: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Speak SMTP with one client, as RFC 5321 has it, for as long as it stays."""
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError), _noted_in(self.serving):
+            await self._speak(reader, writer)
+
+    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 
         async def say(line: str) -> None:
             writer.write(line.encode() + b"\r\n")
@@ -144,7 +177,6 @@ class MailReceiver:
                 break
             else:
                 await say("250 well")
-        writer.close()
 
 
 async def _line(reader: asyncio.StreamReader) -> str:
@@ -164,7 +196,7 @@ async def mail_receiver(tls: ssl.SSLContext | None = None) -> AsyncIterator[Mail
     try:
         yield receiver
     finally:
-        server.close()
+        await _end(server, receiver.serving)
 
 
 def certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:

@@ -91,6 +91,7 @@ class Holding:
             self.entry.stamp_ms = session.ledger_ms - held_ms - round(self._grant.waited_s * 1000)
         lock_timeout_s = wishes.gpu_lock_block(session.defaults, session.id, self._wish.task).lock_timeout
         self.entry.ask.lock_timeout_ms = round(lock_timeout_s * 1000)
+        self.entry.ask.outlasting(session.ttl_ms)
         self.keeper.start()
         self.standing.start()
         # A lease that was revoked while nobody kept the session is learnt at the first keepalive: now.

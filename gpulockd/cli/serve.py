@@ -33,6 +33,9 @@ def main(words: Sequence[str]) -> int:
     if args.simulate is not None and args.simulate < 0:
         raise CommandError(f"serve: --simulate {args.simulate}: say how many GPUs, or 0", "", USAGE)
     try:
+        from gpulockd.daemon.lean import load_log
+
+        load_log()
         from gpulockd.daemon.plan import Options
         from gpulockd.daemon.serve import main as run_daemon
     except ImportError as missing:

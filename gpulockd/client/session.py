@@ -70,7 +70,7 @@ class Session:
         self.said_own = False
         self.on_guarded: list[Callable[[], None]] = []
         self._asserted_epoch = ""
-        self._believed_until = 0.0
+        self._believed_until = self._kept_until = 0.0
         self._mutex = threading.Lock()
 
     def __repr__(self) -> str:
@@ -93,7 +93,10 @@ class Session:
             self.clock = clock
             self.ledger_ms = answer.now_ms
             until = asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
-            self._believed_until = max(self._believed_until, until)
+            # Only a keepalive renews the leases themselves: where none comes through, other answers prove no more.
+            if isinstance(answer, a.Alive) or not self._kept_until:
+                self._kept_until = until + clock.ttl_ms / 1000
+            self._believed_until = max(self._believed_until, min(until, self._kept_until))
         if newly_guarded:
             for look in list(self.on_guarded):
                 look()
@@ -113,6 +116,11 @@ class Session:
     def guarded(self) -> bool:
         """Whether the pool's guard stood at the last answer: who begins must be let in by it."""
         return self.clock is not None and self.clock.guarded
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long the pool lets a session live without a sign of life (in ms)."""
+        return self.clock.ttl_ms if self.clock is not None else round(self.times.ttl * 1000)
 
     def believed_until(self) -> float:
         """The end of belief (seconds on CLOCK_BOOTTIME)."""
@@ -226,6 +234,7 @@ class Session:
             self.before = [*self.before[1 - MOST_BEFORE :], ended_id]
             self.id = uuid4().hex
             self.is_open = False
+            self._kept_until = 0.0
         log.warning("gpulockd: session %s in pool %s has ended (%s); a new one begins", ended_id[:8], self.pool, reason)
         for entry in self.table.all():
             if entry.session == ended_id:

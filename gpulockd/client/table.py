@@ -25,6 +25,10 @@ class Vouches(Protocol):
         """Whether it has let this lease in and stands; from any thread."""
 
 
+SESSIONS_OUTLASTED = 3
+"""A lease lasts for so many `session.ttl` after its last keepalive: belief ends after less than two."""
+
+
 class Ask:
     """What a request says, the same at every try."""
 
@@ -50,6 +54,16 @@ class Ask:
     def outside(self) -> Ask:
         """The same for a place of its own, outside of any other lease."""
         return Ask(self.wants, self.priority, self.job, self.lock_timeout_ms)
+
+    def outlasting(self, ttl_ms: int) -> Ask:
+        """This, with an own end of the lease that comes after the end of a session that is silent for `ttl_ms`.
+
+        It is for what must report by itself. What its process keeps alive ends with the process's session; an own end
+        that is sooner could come while answers to other requests still prove the session.
+        """
+        if self.job.heartbeat != "manual":
+            self.lock_timeout_ms = max(self.lock_timeout_ms, SESSIONS_OUTLASTED * ttl_ms)
+        return self
 
 
 class Entry:

@@ -70,7 +70,7 @@ class Waiting:
         self._poll_s = patience.poll_interval_s
 
     def _new_entry(self, id: str | None = None) -> Entry:
-        entry = Entry(self.ask, self.line.session.id, self.line.loop, id)
+        entry = Entry(self.ask.outlasting(self.line.session.ttl_ms), self.line.session.id, self.line.loop, id)
         self.line.session.table.add(entry)
         return entry
 
@@ -122,7 +122,7 @@ class Waiting:
         self._retry_s = FIRST_RETRY_S
         if isinstance(answer, a.Granted):
             entry.stamp_ms = answer.now_ms - answer.waited_ms
-            return await self._enter(answer.token, answer, asked_at)
+            return await self._enter(answer, asked_at)
         if isinstance(answer, a.Waiting | a.Busy) and await self._catch_up(answer) and isinstance(answer, a.Busy):
             self._begin_again()
             return False
@@ -140,22 +140,22 @@ class Waiting:
         self._renewed = None
         return missed and self.patience.max_wait_s > 0
 
-    async def _enter(self, token: int, answer: a.Granted, asked_at: float) -> bool:
+    async def _enter(self, answer: a.Granted, asked_at: float) -> bool:
         """Begin to hold, if the answer still proves it: one read too late, or of a store since replaced, does not."""
         if not self.line.session.believes(asked_at):
-            return await self._confirm(token)
+            return await self._confirm(answer.token)
         if must_be_let_in(self.line, answer):
-            if not await self._let_in(token, answer):
+            if not await self._let_in(answer.token, answer):
                 return False
             if not self.line.session.believes(asked_at) or self.line.session.must_assert(answer):
-                return await self._confirm(token)
+                return await self._confirm(answer.token)
         self.entry.hold(answer.token, answer.gpus, answer.waited_ms / 1000)
         return True
 
     async def _confirm(self, token: int) -> bool:
         answer, asked_at = await self.line.confirm(self.entry, token)
         if isinstance(answer, a.Granted):
-            return await self._enter(token, answer, asked_at)
+            return await self._enter(answer, asked_at)
         if not isinstance(answer, a.Frozen):
             self.line.guard.leave(self.entry)  # it may have been let in for a claim that has lapsed
         if isinstance(answer, a.Frozen):
@@ -287,9 +287,8 @@ class Waiting:
         error = await timeout_error(self)
         if not why:
             return error
-        limit_s = error.max_wait_s
-        text = f"{error.message}; {why}"
-        return GpuLockTimeout(text, waited_s=error.waited_s, max_wait_s=limit_s, place=error.place, queued=error.queued)
+        told = {name: getattr(error, name) for name in ("waited_s", "max_wait_s", "place", "queued")}
+        return GpuLockTimeout(f"{error.message}; {why}", **told)
 
     async def _outlast(self, away: StoreUnavailable) -> None:
         """Redis did not answer: try again with the same id until the wait limit is over."""

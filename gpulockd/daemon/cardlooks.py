@@ -19,7 +19,6 @@ from gpulockd.hardware.troubles import (
     CardHangs,
     CardLost,
     NvmlUnavailable,
-    ProcessesUnknown,
 )
 from gpulockd.model import Gpu
 
@@ -64,12 +63,9 @@ class CardLooks:
 
     async def _look_at(self, uuid: str, looks: dict[str, Look]) -> None:
         try:
-            reading = await self.cards.read(uuid)
+            reading, processes = await self.cards.look(uuid)
             self.history.setdefault(uuid, deque(maxlen=KEPT_READINGS)).append(reading)
-            try:
-                looks[uuid] = Look(reading=reading, processes=await self.cards.processes(uuid))
-            except ProcessesUnknown:
-                looks[uuid] = Look(reading=reading)
+            looks[uuid] = Look(reading=reading, processes=processes)
         except CardLost as trouble:
             absent = trouble.code in (NOT_FOUND, GPU_NOT_FOUND)
             looks[uuid] = Look(missing=trouble.why) if absent else Look(lost=trouble.why)

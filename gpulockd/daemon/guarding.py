@@ -64,7 +64,7 @@ class Guard:
 
     def changed(self) -> None:
         """Wake the service that compares fence and ledger, and keep the pidfds of who is inside."""
-        if self.kept is not None:
+        if self.kept is not None and self.kept.is_heard:
             self.kept.hold(self.processes_inside())
         if self.on_change is not None:
             self.on_change()
@@ -227,8 +227,9 @@ class Guard:
             if known.id in self.unproven and known.holder.session == session:
                 known.parties, known.assertion = [party], sound_assertion(words)
                 self.unproven.discard(known.id)
-                self._follow(known, party)
+                follow(self.runs, known, party)
                 self.record(known)
+                self.changed()  # from now on its children are looked for
             return any(mine.ticket == words.id and caller.is_party(mine) for mine in known.inside)
         if words.of:
             answer = self.joining.ask(caller, session, words)
@@ -278,19 +279,16 @@ class Guard:
     def _entered(self, lease: Lease) -> None:
         """What follows from an entry."""
         if self.fence.leases.get(lease.id) is lease:
-            self._follow(lease, lease.holder)
+            follow(self.runs, lease, lease.holder)
         self.changed()
 
     def _joined(self, lease: Lease | None, party: Party | None) -> None:
         """Another process is in a lease; None: one may be, which must be found out."""
         if lease is not None and party is not None:
             self.record(lease)
-            self._follow(lease, party)
+            follow(self.runs, lease, party)
         else:
             self.changed()
-
-    def _follow(self, lease: Lease, party: Party) -> None:
-        follow(self.runs, lease, party)
 
     def record(self, lease: Lease) -> None:
         """Write a lease that has changed; a disk that is full is said, and costs only a later daemon's knowledge."""

@@ -49,6 +49,7 @@ class Journal:
         self.path = path
         self.boot_id = boot_id
         self._lines = 0
+        self._size = 0
         self._file = -1
         self._fence: Fence | None = None
 
@@ -118,15 +119,15 @@ class Journal:
         try:
             if self._file < 0 or self._lines >= MOST_LINES:
                 self._rewrite()
-            size = os.lseek(self._file, 0, os.SEEK_END)
             if os.write(self._file, row) < len(row):
-                os.ftruncate(self._file, size)
+                os.ftruncate(self._file, self._size)
                 raise OSError(28, "No space left on device")
         except OSError as wrong:
             raise RecordUnwritable(
                 f"{self.path}: {wrong.strerror}; nobody new is let in until it can be written"
             ) from None
         self._lines += 1
+        self._size += len(row)
 
     def _rewrite(self) -> None:
         """Write the record as it is now, beside the old one, and put it in its place."""
@@ -147,7 +148,7 @@ class Journal:
         except OSError as wrong:
             raise RecordUnwritable(f"{self.path}: {wrong.strerror}; make room in the state folder") from None
         self.close()
-        self._file, self._lines = descriptor, len(rows)
+        self._file, self._lines, self._size = descriptor, len(rows), len(data)
 
 
 def _row(line: Line) -> bytes:

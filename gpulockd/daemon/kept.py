@@ -21,7 +21,8 @@ class Kept:
 
     def __init__(self, passed: Passed) -> None:
         """:param passed: what came with this start"""
-        self._heard = "NOTIFY_SOCKET" in os.environ
+        self.is_heard = "NOTIFY_SOCKET" in os.environ
+        """Whether a service manager takes what is to be kept."""
         self._stored: set[Process] = set()
         self._found: dict[Process, int] = {}
         for name, pidfd in passed.pidfds():
@@ -42,7 +43,7 @@ class Kept:
 
     def hold(self, processes: Collection[Process]) -> None:
         """Keep exactly these from now on. One that has ended and was never kept needs no keeping."""
-        if not self._heard:
+        if not self.is_heard:
             return
         wanted = set(processes)
         for process in self._stored - wanted:

@@ -46,7 +46,7 @@ ELSEWHERE_S = 15.0
 """How long to leave the pool to another recorder (in seconds)."""
 
 PAGE = 500
-AT_ONCE = 50
+AT_ONCE = 10
 """How many events are counted before others may run."""
 
 RETRY_S = 0.2

@@ -14,6 +14,7 @@ from gpulockd.clock import boottime_s
 from gpulockd.daemon.current import Current
 from gpulockd.daemon.fence import Lease
 from gpulockd.daemon.guarding import Guard
+from gpulockd.daemon.lookout import Lookout
 from gpulockd.hardware.processes.ending import Ended, end_run
 from gpulockd.hardware.processes.following import CardPids, no_cards
 from gpulockd.hardware.processes.identity import Process, ticks_of
@@ -21,19 +22,6 @@ from gpulockd.hardware.processes.kin import descends
 
 RECHECK_S = 0.25
 """How soon something that was not over is looked at again (in seconds)."""
-
-LOOK_S = 1.0
-"""How often the children of held runs are looked for (in seconds)."""
-
-YOUNG_S, YOUNG_FOR_S = 0.25, 10.0
-"""The same while a lease is younger than this: most children are born soon after a lease has begun."""
-
-SCAN_S = 2.0
-"""How often all processes of the host are looked through (in seconds)."""
-
-LOOK_SHARE, SCAN_SHARE = 100, 200
-"""A pause is at least so many times as long as the CPU time of what comes before it. A busy host makes a look late, and
-must not make the next one rare."""
 
 LEAVE_SHARE = 0.5
 """How much of the grace a holder that was told of its loss has to leave, before its run is asked by SIGTERM."""
@@ -53,7 +41,7 @@ async def nothing_seen(gpu: str, run: frozenset[Process]) -> str:
 
 
 class SeeingOut:
-    """Ends what is left of lost leases, and looks for the processes of those that stand."""
+    """Ends what is left of lost leases. `lookout` looks for the processes of those that stand."""
 
     def __init__(
         self,
@@ -67,12 +55,12 @@ class SeeingOut:
         :param card_pids: the pids that the cards of a lease show
         """
         self.guard = guard
+        self.lookout = Lookout(guard, card_pids)
         self.occupants = occupants
         self._current = current
         self._report = report
-        self._card_pids = card_pids
         self._news = anyio.Event()
-        self._occupied = anyio.Event()
+        self._waiting = 0
         self._pressed: set[str] = set()
 
     def press(self, lease: Lease) -> None:
@@ -82,49 +70,10 @@ class SeeingOut:
 
     def wake(self) -> None:
         """Somebody has come, left or died."""
-        if self.guard.fence.leases:
-            self._occupied.set()
-        self._news.set()
-        self._news = anyio.Event()
-
-    async def follow(self) -> None:
-        """Look for new children of all who are in, so that they are known when their parent dies, until cancelled."""
-        scan_s = 0.0
-        while True:
-            if not self.guard.fence.leases:
-                self._occupied = anyio.Event()
-                await self._occupied.wait()
-            now_s = anyio.current_time()
-            if now_s >= scan_s:
-                scan_s = now_s + max(SCAN_S, SCAN_SHARE * await self.scan())
-            looked_s = await self._found(self.guard.runs.look())
-            youngest_ms = max((lease.began_ms for lease in self.guard.fence.leases.values()), default=0)
-            pause_s = YOUNG_S if boottime_s() - youngest_ms / 1000 < YOUNG_FOR_S else LOOK_S
-            await anyio.sleep(max(pause_s, LOOK_SHARE * looked_s))
-
-    async def scan(self) -> float:
-        """Look for new members of the runs, and record them; return the CPU time that it took (in seconds).
-
-        What cannot be looked at now is looked at again: a death is told by the kernel, never by an absence here.
-        """
-        return await self._found(self.guard.runs.scan(self._card_pids))
-
-    async def _found(self, looking: Awaitable[float]) -> float:
-        try:
-            took_s = await looking
-        except (TimeoutError, OSError) as trouble:
-            _log.warning("guard.scan_failed", message=f"the processes could not be listed: {trouble}")
-            return 0.0
-        self._note_members()
-        return took_s
-
-    def _note_members(self) -> None:
-        """Record the processes that were found in the runs, for a daemon that comes after this one."""
-        for lease in self.guard.fence.leases.values():
-            members = sorted((process.pid, process.started_ticks) for process in self.guard.runs.members(lease.id))
-            if not set(members) <= set(lease.members):
-                lease.members = members
-                self.guard.record(lease)
+        self.lookout.wake()
+        if self._waiting:
+            self._news.set()
+            self._news = anyio.Event()
 
     async def see_out(self, lease: Lease) -> None:
         """Return when a lost lease is over."""
@@ -156,8 +105,12 @@ class SeeingOut:
                 await self._news_within(leave_s)
 
     async def _news_within(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self._news.wait()
+        self._waiting += 1
+        try:
+            with anyio.move_on_after(seconds):
+                await self._news.wait()
+        finally:
+            self._waiting -= 1
 
     async def _run_left(self, lease: Lease) -> frozenset[Process]:
         """The living processes of a lost lease's run, of whom the kernel has said that they are."""
@@ -165,7 +118,7 @@ class SeeingOut:
             return frozenset()
         if lease.withdrawn:
             return frozenset()
-        await self.scan()
+        await self.lookout.scan()
         left = {Process(party.pid, party.started) for party in lease.parties if party.state == "left"}
         members = self.guard.runs.members(lease.id) - left
         if not left:

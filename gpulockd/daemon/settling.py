@@ -7,8 +7,6 @@ fence, so whatever was missed while the store or the daemon was away is found at
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
-
 import anyio
 import anyio.abc
 import anyio.lowlevel
@@ -19,6 +17,7 @@ from gpulockd.daemon.current import Current
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
 from gpulockd.daemon.ledgers import lease_of, party_of
+from gpulockd.daemon.obeying import Asks
 from gpulockd.daemon.pulse import Pulse
 from gpulockd.daemon.seeing_out import RECHECK_S, Occupants, SeeingOut, nothing_seen
 from gpulockd.errors import StoreUnavailable
@@ -27,11 +26,12 @@ from gpulockd.hardware.processes.table import Memories
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
-from gpulockd.ledger.verbs import Call
 from gpulockd.model import Snapshot, TicketRecord
 
-SOON_S = 0.02
+GATHER_S = 0.2
 """How long changes gather before the ledger is compared with the fence, where nobody waits for it (in seconds)."""
+
+JUST_AFTER_S = 0.02
 
 UNHEARD_S = 1.0
 """How long after its `leave` a lease may stand in the ledger before it is released there (in seconds)."""
@@ -45,14 +45,7 @@ LOST_BY = frozenset(
     {"expired", "left", "revoked", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent"}
 )
 
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
-
-
-class Asks(Protocol):
-    """Sends a script on the daemon's own connection."""
-
-    async def __call__(self, call: Call[T]) -> T: ...
 
 
 class Settling:
@@ -77,6 +70,7 @@ class Settling:
         self.out = SeeingOut(guard, current, self._report, occupants, card_pids)
         self._memories = Memories()
         self._news = anyio.Event()
+        self._gathers = False
         self._leaving: set[tuple[str, int]] = set()
         self._must_look = True
         self.adopts = current.settings.gpus.guard
@@ -87,7 +81,8 @@ class Settling:
     def wake(self, *, look: bool = False) -> None:
         """Something has changed; `look`: in the ledger."""
         self._must_look = self._must_look or look
-        self._news.set()
+        if not self._gathers or self._is_urgent():
+            self._news.set()
         self.out.wake()
 
     def adopt_again(self) -> None:
@@ -116,7 +111,7 @@ class Settling:
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self.out.follow)
+            tasks.start_soon(self.out.lookout.follow)
             task_status.started()
             while True:
                 self._news = anyio.Event()
@@ -133,10 +128,12 @@ class Settling:
 
     async def _gather(self) -> None:
         """Let changes gather for a moment, unless somebody waits for what follows from them."""
-        with anyio.move_on_after(SOON_S):
-            while not self._is_urgent():
-                self._news = anyio.Event()
-                await self._news.wait()
+        if self._is_urgent():
+            return
+        self._news, self._gathers = anyio.Event(), True
+        with anyio.move_on_after(GATHER_S):
+            await self._news.wait()
+        self._gathers = False
 
     def _is_urgent(self) -> bool:
         guard = self.guard
@@ -205,7 +202,7 @@ class Settling:
         if not isinstance(answer, a.Pictured):
             return RETRY_S
         if answer.snapshot.frozen_ms > 0:
-            return answer.snapshot.frozen_ms / 1000 + SOON_S
+            return answer.snapshot.frozen_ms / 1000 + JUST_AFTER_S
         snapshot = answer.snapshot
         stands = {ticket.id: ticket for ticket in snapshot.leases}
         for id, lease in asked_for.items():

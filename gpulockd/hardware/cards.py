@@ -45,6 +45,12 @@ class Cards(Protocol):
         :raises CardLost: and the others, as `read`
         """
 
+    async def look(self, uuid: str) -> tuple[Reading, tuple[CardProcess, ...] | None]:
+        """Return both at once; None for processes of which the driver does not tell.
+
+        :raises CardLost: and the others, as `read`
+        """
+
     async def watch(self, tell: Tell, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Call `tell` for each trouble that a card reports by itself, until cancelled."""
 

@@ -119,6 +119,13 @@ class NvmlCards:
         """
         return await self._of_card(uuid, questions.processes)
 
+    async def look(self, uuid: str) -> tuple[Reading, tuple[CardProcess, ...] | None]:
+        """Return both at once; None for processes of which the driver does not tell.
+
+        :raises CardLost: and the others, as `read`
+        """
+        return await self._of_card(uuid, partial(questions.look, uuid=uuid))
+
     async def watch(self, tell: Tell, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Call `tell` in the event loop for each trouble that the driver reports, until cancelled."""
         await listen(self._library, tell, task_status=task_status)

@@ -155,6 +155,15 @@ def processes(nvml: Any, handle: Any) -> tuple[CardProcess, ...]:
     return tuple(found[pid] for pid in sorted(found))
 
 
+def look(nvml: Any, handle: Any, *, uuid: str) -> tuple[Reading, tuple[CardProcess, ...] | None]:
+    """Return a sample of a card and the processes on it; None if the driver cannot tell these."""
+    reading = read(nvml, uuid, handle)
+    try:
+        return reading, processes(nvml, handle)
+    except troubles.ProcessesUnknown:
+        return reading, None
+
+
 def _process(row: Any, kind: ProcessKind, earlier: CardProcess | None) -> CardProcess:
     pid, used = int(row.pid), row.usedGpuMemory
     if not 0 < pid <= _LARGEST_PID:

@@ -80,6 +80,10 @@ class SimulatedCards:
         """Return the processes that said they are on it and live. As `Cards.processes`."""
         return await self._of_card(uuid, self._processes)
 
+    async def look(self, uuid: str) -> tuple[Reading, tuple[CardProcess, ...] | None]:
+        """Return both at once. As `Cards.look`."""
+        return await self._of_card(uuid, self._look)
+
     async def watch(self, tell: Tell, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Call `tell` for the XIDs that somebody wrote, until cancelled."""
         task_status.started()
@@ -125,8 +129,14 @@ class SimulatedCards:
             raise troubles.lost(str(gpu.uuid), troubles.LOST, "GPU is lost")
         return question(gpu)
 
-    def _read(self, gpu: Gpu) -> Reading:
+    def _look(self, gpu: Gpu) -> tuple[Reading, tuple[CardProcess, ...]]:
         here = self._processes(gpu)
+        return self._reading(gpu, here), here
+
+    def _read(self, gpu: Gpu) -> Reading:
+        return self._reading(gpu, self._processes(gpu))
+
+    def _reading(self, gpu: Gpu, here: tuple[CardProcess, ...]) -> Reading:
         total = gpu.memory_mib or 0
         used = min(total, sum(process.used_mib or 0 for process in here) + _number(self._path(gpu, "hidden")))
         return Reading(

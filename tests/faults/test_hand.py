@@ -24,7 +24,7 @@ from tests.faults.scene import CONFIG, hands_over, holds, scene
 from tests.pools import snapshot
 from tests.servers import Server, valkey_binary
 from tests.states import until
-from tests.system.holders import holders
+from tests.system.holders import Holder, holders
 from tests.system.test_guard import queued, store_of
 from tests.system.workers_started import BRISK
 
@@ -144,8 +144,14 @@ async def test_what_an_old_primary_granted_lets_nobody_in(tmp_path: Path, record
             of_all.move(new)
             _cuts(old)
             late.tell("ask", "0")
-            await until(lambda: max(_tokens(old, here.daemon.pool), default=0) > token, 40)
-            (forgotten,) = _tokens(old, here.daemon.pool)
+            given = [token]
+
+            def is_given() -> bool:
+                given.extend(_tokens(old, here.daemon.pool))
+                return given[-1] > token
+
+            await until(is_given, 60)
+            forgotten = given[-1]
             here.server = new
             await until(lambda: not here.picture.frozen_ms)
             assert [lease.token for lease in here.picture.leases] == [token]
@@ -171,13 +177,23 @@ async def test_what_an_old_primary_granted_lets_nobody_in(tmp_path: Path, record
 
 
 SHORT_S, LONG_S = 0.3 * BRISK.ttl, 1.5 * BRISK.ttl
+ASLEEP_S = SHORT_S + 0.5
+"""Who has slept for less than this loses nothing (in seconds); where the test itself is held up, it was longer."""
+
+PATIENT = CONFIG | {"settle": {"timeout": 60, "grace": 20}}
+"""Who is told of a loss has ten seconds to say so before it is signalled."""
+
+
+async def _is_told(loser: Holder) -> None:
+    """Wait until it has read that its lease is lost: somebody else is on the card."""
+    await until(lambda: loser.said("lost") is not None)
 
 
 async def test_a_suspended_host_wakes_without_two_on_a_card(tmp_path: Path, record_property: Record) -> None:
     """Everything stops together and wakes one after the other, in any order. A short sleep costs nothing; who wakes
     after its belief, before its guard has spoken, is told that its lease is lost, and nobody meets it."""
     chance = random.Random(seed_of("suspended"))
-    async with running_daemon(config=CONFIG, simulate=1) as daemon:
+    async with running_daemon(config=PATIENT, simulate=1) as daemon:
         with store_of(daemon) as store:
             store_pid = int(store.info("server")["process_id"])
         with holders(tmp_path / "h", daemon) as start:
@@ -187,16 +203,19 @@ async def test_a_suspended_host_wakes_without_two_on_a_card(tmp_path: Path, reco
                 second = start.start(str(turn), chance.choice(["async", "sync"]))
                 await queued(daemon, 1)
                 pids = [daemon.process.pid, store_pid, first.process.pid, second.process.pid]
+                stopped_s = time.monotonic()
                 for pid in chance.sample(pids, 4):
                     os.kill(pid, signal.SIGSTOP)
                 await anyio.sleep(asleep_s)
                 for pid in chance.sample(pids, 4):
                     os.kill(pid, signal.SIGCONT)
-                    await anyio.sleep(chance.choice([0.0, 0.05, 0.3]))
+                    await anyio.sleep(chance.choice([0.0, 0.05, asleep_s / 15]))
+                slept_s = time.monotonic() - stopped_s
                 await anyio.sleep(BRISK.ttl / 2)
+                if second.said("in") is not None:
+                    await _is_told(first)
                 kept.append(first.said("lost") is None)
-                assert kept[0], first.said("lost")
-                assert not kept[-1] or second.said("in") is None
+                assert kept[-1] or slept_s > ASLEEP_S, first.said("lost")
                 first.leave()
                 await second.is_in()
                 assert int(second.said("in") or 0) > int(first.said("in") or 0)

@@ -14,9 +14,10 @@ import anyio.to_thread
 import pytest
 
 from gpulockd import gpu_lock
+from gpulockd.settings import SessionBlock
 from tests.faults.scene import LONG_S, Scene, hands_over, holds, noted, own_store, scene, standing
-from tests.pools import QUICK, client_here, offer, simulated, snapshot
-from tests.proxies import proxied
+from tests.pools import client_here, offer, simulated, snapshot
+from tests.proxies import Proxy, proxied
 from tests.servers import Server
 from tests.states import until
 from tests.system.workers_started import Started
@@ -28,6 +29,12 @@ CARDS = 8
 TEARS = 12
 FORGED = 10_000
 FLOOD_S = 4.0
+
+CURT = SessionBlock(ttl=40.0, keepalive=0.5, rpc_deadline=0.5, margin=0.2, claim_window=0.6)
+"""What was lost is soon asked again, and a machine that stands still costs nobody a session (in seconds)."""
+
+PATIENT = {"settle": {"timeout": 60, "grace": 20}}
+"""Who is told of a loss has ten seconds to note it before it is signalled."""
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +55,14 @@ async def test_requests_that_never_arrive_take_one_place(
     valkey_server: Server, pool: str, record_property: Record
 ) -> None:
     """Invariant 3 for the other direction: what the store has never seen is asked again, with the same id."""
-    offer(valkey_server, pool, simulated(1), session=QUICK)
+    offer(valkey_server, pool, simulated(1), session=CURT)
     for swallow in range(1, MOST_REQUESTS):
         before = snapshot(valkey_server, pool).counters
         async with proxied(valkey_server) as proxy:
             proxy.swallow = swallow
-            with client_here(proxy.url, pool, QUICK):
-                async with asyncio.timeout(30):
-                    async with gpu_lock(max_wait_time=20):
+            with client_here(proxy.url, pool, CURT):
+                async with asyncio.timeout(60):
+                    async with gpu_lock(max_wait_time=50):
                         assert len(snapshot(valkey_server, pool).leases) == 1
                 swallowed, proxy.swallow = proxy.lost, 0
                 await until(lambda: not snapshot(valkey_server, pool).leases)
@@ -74,7 +81,7 @@ async def test_a_reset_in_the_middle_of_replies_crosses_none(
     valkey_server: Server, pool: str, record_property: Record
 ) -> None:
     """Many tasks share a connection: a reply that goes to the wrong one would put two on a card."""
-    offer(valkey_server, pool, simulated(CARDS), session=QUICK)
+    offer(valkey_server, pool, simulated(CARDS), session=CURT)
     on_card: dict[str, str] = {}
     tokens: list[int] = []
     async with proxied(valkey_server) as proxy:
@@ -82,15 +89,15 @@ async def test_a_reset_in_the_middle_of_replies_crosses_none(
         async def turns(index: int) -> None:
             key, me = f"gpu_lock:{index % (CARDS // 2)}", f"task-{index}"
             while proxy.lost < TEARS:
-                async with gpu_lock(key, task=me, max_wait_time=30) as lease:
+                async with gpu_lock(key, task=me, max_wait_time=90) as lease:
                     assert (lease.gpu.key, lease.task) == (key, me)
                     assert on_card.setdefault(key, me) == me
                     tokens.append(lease.token)
                     await asyncio.sleep(0.01)
                     del on_card[key]
 
-        with client_here(proxy.url, pool, QUICK):
-            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        with client_here(proxy.url, pool, CURT):
+            async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
                 proxy.tear = 7
                 for index in range(CARDS):
                     tasks.create_task(turns(index))
@@ -200,11 +207,31 @@ async def test_a_storm_of_messages_costs_nobody_a_lease(here: Scene, record_prop
     await here.ends(waiter)
 
 
+async def _cut_off_before_a_limit(here: Scene, holder: Started, proxy: Proxy) -> float:
+    """Cut the daemon off while the holder has a lease whose hard limit (returned, in seconds) has not come yet."""
+    for limit_s in (3, 9, 27):  # on a machine that stands still just then, the limit comes first
+        key, levels = _limited(limit_s), {"warning": limit_s - 2, "soft_timeout": limit_s - 1, "hard_timeout": limit_s}
+        holder.tell("ask", key, **levels)
+        await noted(holder, "use", key)
+        proxy.refusing = True
+        proxy.cut()
+        if here.picture.leases:
+            return limit_s
+        proxy.refusing = False
+        await noted(holder, "lost", key)
+    raise AssertionError("every limit came before the daemon was cut off")
+
+
+def _limited(limit_s: float) -> str:
+    """The name of a lease with that limit in the holder's diary."""
+    return f"limited-{limit_s:g}"
+
+
 async def test_a_daemon_that_is_cut_off_lets_nobody_new_in(tmp_path: Path, record_property: Record) -> None:
     """It cannot know what the ledger says, so nobody begins, and whoever is in stays in; a limit that has passed
     meanwhile acts as soon as the line is back."""
     with own_store() as server:
-        async with proxied(server) as proxy, scene(server, tmp_path, daemon_url=proxy.url) as here:
+        async with proxied(server) as proxy, scene(server, tmp_path, daemon_url=proxy.url, config=PATIENT) as here:
             holder, waiter = await here.workers("holder", "waiter")
             await holds(holder)
             await here.stands_in_line(waiter)
@@ -216,14 +243,11 @@ async def test_a_daemon_that_is_cut_off_lets_nobody_new_in(tmp_path: Path, recor
             proxy.refusing = False
             took_s = await hands_over(holder, waiter)
             await here.ends(waiter)
-            holder.tell("ask", "limited", '{"warning": 1, "soft_timeout": 2, "hard_timeout": 3}')
-            await noted(holder, "use", "limited")
-            proxy.refusing = True
-            proxy.cut()
-            await anyio.sleep(4)
-            assert not holder.find("lost")
+            limit_s = await _cut_off_before_a_limit(here, holder, proxy)
+            await anyio.sleep(limit_s + 1)
+            assert not holder.find("lost", _limited(limit_s))
             proxy.refusing = False
             began_s = time.monotonic()
-            await noted(holder, "lost", "limited")
+            await noted(holder, "lost", _limited(limit_s))
             limited_s = time.monotonic() - began_s
             record_property("measured", f"handed on {took_s:.1f} s, limits {limited_s:.1f} s after the line was back")

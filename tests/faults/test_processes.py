@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,23 +56,22 @@ async def test_a_program_that_becomes_another_still_holds(tmp_path: Path) -> Non
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_a_holder_that_changes_its_user_is_still_followed() -> None:
     """Services begin as root and drop it; the guard must neither lose them nor lack the right to end them."""
-    async with running_daemon(config=CONFIG) as daemon, daemon_folder() as folder:
+    config = CONFIG | {"session": CONFIG["session"] | {"ttl": 25}}
+    async with running_daemon(config=config) as daemon, daemon_folder() as folder:
         folder.chmod(0o777)  # pytest's own folders are closed to other users
         with holders(folder / "h", daemon) as start:
             start.folder.chmod(0o777)
-            first = start.start("first", "drops", "{'lock_timeout': 2}")
+            first = start.start("first", "drops", "{'lock_timeout': 6, 'heartbeat': 'manual'}")
             await first.is_in()
             second = start.start("second", "drops")
             await queued(daemon, 1)
             first.send(signal.SIGSTOP)
             await second.is_in(30)
-            assert first.process.wait(5) in (-signal.SIGTERM, -signal.SIGKILL)
+            assert first.process.wait(30) in (-signal.SIGTERM, -signal.SIGKILL)
             third = start.start("third")
             await queued(daemon, 1)
-            began = time.monotonic()
             second.send(signal.SIGKILL)
-            await third.is_in()
-            assert time.monotonic() - began < CONFIG["session"]["ttl"]
+            await third.is_in(20)  # its session would live for longer
 
 
 STARVED = """
@@ -83,15 +81,15 @@ spare = int(sys.argv[1])
 free = os.dup(0); os.close(free)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
-def turn():
-    with gpu_lock("gpu_lock:0", max_wait_time=10):
+def turn(max_wait_time):
+    with gpu_lock("gpu_lock:0", max_wait_time=max_wait_time):
         return "held"
 try:
-    first = turn()
+    first = turn(5)
 except (GpuLockError, OSError) as error:
     first = type(error).__name__
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-print(first, turn(), flush=True)
+print(first, turn(50), flush=True)
 """
 
 

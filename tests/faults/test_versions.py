@@ -23,11 +23,16 @@ from gpulockd.ledger import revisions
 from gpulockd.ledger.store import Store
 from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
 from tests.faults.newer import TOMORROW, grown
-from tests.faults.scene import CONFIG
 from tests.states import until
 from tests.system.commands import ROOT, clean_env, command, one_daemon
 from tests.system.holders import holders
 from tests.system.test_guard import queued, store_of
+
+CONFIG: dict[str, Any] = {
+    "session": {"ttl": 20, "keepalive": 0.5, "rpc_deadline": 3, "margin": 0.5, "claim_window": 3},
+    "settle": {"timeout": 30, "grace": 10},
+}
+"""Nothing here waits for the end of a session, and none is to end because the machine stands still for a moment."""
 
 HAPPENS = """
 local a, b, c, seq, d = string.match(redis.call('HGET', KEYS[1], 'state'), '(%S+) (%S+) (%S+) (%S+) (%S+)')
@@ -114,12 +119,18 @@ def test_the_guard_says_which_words_it_knows(daemon: Daemon) -> None:
         assert asked(verb="hello", **TOMORROW)["pool"] == daemon.pool
 
 
+async def nobody_holds(daemon: Daemon) -> bool:
+    """Whether every lease of the tests before is over."""
+    return not (await daemon.get("/api/v1/leases")).json["leases"]
+
+
 async def test_a_wish_with_unknown_words_is_refused_by_name(daemon: Daemon) -> None:
     """A wish that was half understood would give another gpu, or another limit, than was asked for."""
+    await eventually(lambda: nobody_holds(daemon))
     refused = await daemon.ask("POST", "/api/v1/leases", {"gpus": ["gpu_lock:0"], "colour": "blue"})
     assert refused.status == 400 or refused.status == 422
     assert "colour" in refused.body.decode()
-    assert not (await daemon.get("/api/v1/leases")).json["leases"]
+    assert await nobody_holds(daemon)
 
 
 COMMANDS = (("status",), ("queue",), ("history", "--since", "1h"), ("alerts",), ("config", "show"))
@@ -163,6 +174,7 @@ async def test_commands_read_the_answers_of_a_later_daemon(daemon: Daemon, tmp_p
 
 async def test_events_that_nobody_knows_yet_are_passed_over(daemon: Daemon, tmp_path: Path) -> None:
     """One new kind of event must not silence the old kinds for those who listen."""
+    await eventually(lambda: nobody_holds(daemon))
     heard: list[str] = []
     url = f"unix://{daemon.runtime / 'store.sock'}"
     with pytest.MonkeyPatch.context() as patch:
@@ -175,10 +187,12 @@ async def test_events_that_nobody_knows_yet_are_passed_over(daemon: Daemon, tmp_
                     if event.kind == "lock_released":
                         return
 
-            tasks.create_task(listen())
             with store_of(daemon) as store:
                 channel = f"gpulockd:{{{daemon.pool}}}:events"
-                await until(lambda: store.pubsub_numsub(channel)[0][1] >= 2)
+                await until(lambda: store.pubsub_numsub(channel)[0][1])  # the daemon
+                others = store.pubsub_numsub(channel)[0][1]
+                tasks.create_task(listen())
+                await until(lambda: store.pubsub_numsub(channel)[0][1] > others)
             happens(daemon)
             with holders(tmp_path / "h", daemon) as start:
                 first = start.start("first")
@@ -277,8 +291,9 @@ async def test_events_from_the_beginning_are_read_once_though_nobody_knows_them(
         store.xtrim(channel, maxlen=0, approximate=False)
         happens(daemon)
         before = store.info("commandstats").get("cmdstat_xrange", {}).get("calls", 0)
+        others = store.pubsub_numsub(channel)[0][1]
         listening = asyncio.create_task(listen())
-        await until(lambda: store.pubsub_numsub(channel)[0][1] >= 2)
+        await until(lambda: store.pubsub_numsub(channel)[0][1] > others)
         await anyio.sleep(1)
         listening.cancel()
         assert store.info("commandstats")["cmdstat_xrange"]["calls"] - before < 50

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from gpulockd.ledger import access
-from tests.daemons import QUICK, Daemon
+from tests.daemons import STEADY, Daemon
 from tests.servers import Server, redis70_binary, valkey_binary
 from tests.system.commands import call, clean_env, one_daemon
 
@@ -73,14 +73,14 @@ def url_of(server: Server, who: str) -> str:
 @pytest.fixture(scope="module")
 def daemon(server: Server) -> Iterator[Daemon]:
     """A daemon that has the daemon's rights."""
-    with one_daemon("--redis", url_of(server, "daemon"), "--pool", "shop", config=QUICK) as made:
+    with one_daemon("--redis", url_of(server, "daemon"), "--pool", "shop", config=STEADY) as made:
         yield made
 
 
 def test_a_client_can_do_all_that_the_library_does(server: Server, daemon: Daemon) -> None:
     """Locks, both forms, a queue, progress, time-outs, events."""
     env = clean_env(GPULOCKD_REDIS_URL=url_of(server, "client"), GPULOCKD_POOL="shop", GPULOCKD_SOCKET=daemon.socket)
-    done = subprocess.run([sys.executable, "-c", WORK], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", WORK], env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
     assert "busy" in done.stdout
@@ -157,7 +157,7 @@ def test_a_client_waits_for_a_daemon_where_the_functions_are_missing(server: Ser
         admin.execute_command("FUNCTION", "FLUSH")
     env = clean_env(GPULOCKD_REDIS_URL=url_of(server, "client"), GPULOCKD_POOL="shop", GPULOCKD_SOCKET=daemon.socket)
     program = "from gpulockd import gpu_lock\nwith gpu_lock(max_wait_time=20): print('held')"
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "held", done.stderr
 
 

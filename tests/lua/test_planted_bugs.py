@@ -193,7 +193,7 @@ BUGS: list[tuple[str, Scenario, str, str, str]] = [
     ("a hand-off forgets to ring", hand_over, "_books", "names.base .. 'session:' .. session", "names.base .. 'x'"),
     (
         "a repeated request is a new one", repeated_request,
-        "request", "local t, more = tickets.get(id), false\n", "local t, more = nil, false\n",
+        "request", "local t, more = there and tickets.get(id), false\n", "local t, more = nil, false\n",
     ),
     (
         "tokens begin anew after FLUSHALL", flushed,

@@ -180,11 +180,12 @@ def test_two_channels_of_one_name_are_refused() -> None:
 async def test_apprise_tells_all_of_its_addresses() -> None:
     """Chats and SMS come by it."""
     async with web_receiver() as web:
-        await AppriseChannel("phone", AppriseBlock(urls=(f"json://127.0.0.1:{web.port}/x",)), 0).send(message())
+        patient = f"json://127.0.0.1:{web.port}/x?cto=60&rto=60"  # its own limits are four seconds
+        await AppriseChannel("phone", AppriseBlock(urls=(patient,)), 0).send(message())
         assert web.deliveries[0].json["title"].startswith("[gpulockd] warning: R in p")
         web.answers = [500]
         with pytest.raises(ChannelError, match="could not tell all 1 addresses"):
-            await AppriseChannel("phone", AppriseBlock(urls=(f"json://127.0.0.1:{web.port}/x",)), 0).send(message())
+            await AppriseChannel("phone", AppriseBlock(urls=(patient,)), 0).send(message())
         with pytest.raises(ChannelError, match="does not know one of the addresses"):
             await AppriseChannel("phone", AppriseBlock(urls=("nonsense://x",)), 0).send(message())
 

@@ -152,7 +152,7 @@ def test_a_block_may_be_left_by_another_thread(server: Server, pool: str) -> Non
         assert not snapshot(server, pool).leases
 
 
-@pytest.mark.filterwarnings("ignore:(?s).*SoftLimitError:pytest.PytestUnraisableExceptionWarning")  # raised in a destructor
+@pytest.mark.filterwarnings("ignore:(?s).*SoftLimitError:pytest.PytestUnraisableExceptionWarning")  # in a destructor
 def test_a_signal_handler_that_raises_leaves_no_lock(server: Server, pool: str) -> None:
     """Invariant 12: so arrive Ctrl-C and Celery's soft time limit, at any bytecode."""
     offer(server, pool, simulated(1))

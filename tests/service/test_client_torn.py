@@ -129,7 +129,7 @@ def alarms() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.filterwarnings("ignore:(?s).*TornError:pytest.PytestUnraisableExceptionWarning")  # raised in a destructor
+@pytest.mark.filterwarnings("ignore:(?s).*TornError:pytest.PytestUnraisableExceptionWarning")  # in a destructor
 def test_a_signal_at_any_moment_leaves_no_lock(server: Server, pool: str) -> None:
     """So arrive Ctrl-C and Celery's soft time limit, at any bytecode of entering, of the body, and of leaving."""
     offer(server, pool, simulated(1))

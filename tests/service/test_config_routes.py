@@ -18,11 +18,11 @@ from gpulockd.cli import http
 from gpulockd.settings import GpuLockBlock
 from gpulockd.web.config_views import GpuLockChange
 from gpulockd.web.secrets import HIDDEN, hidden, shows_hidden
-from tests.daemons import QUICK, Daemon, Reply, running_daemon
+from tests.daemons import STEADY, Daemon, Reply, running_daemon
 from tests.service.test_web import NOBODY, _as_nobody
 from tests.system.commands import one_daemon
 
-CONFIG = QUICK | {"gpu_lock": {"max_wait_time": 900}, "redis": {"url": "redis://me:hidden-word@far:6379/0"}}
+CONFIG = STEADY | {"gpu_lock": {"max_wait_time": 900}, "redis": {"url": "redis://me:hidden-word@far:6379/0"}}
 POLL = "/api/v1/config/gpu-lock"
 CURL = shutil.which("curl")
 
@@ -144,7 +144,7 @@ async def test_a_form_post_changes_it_with_the_bearer_header(daemon: Daemon) -> 
 async def test_the_documented_line_without_the_header_is_told_what_is_missing(daemon: Daemon, tmp_path: Path) -> None:
     """The hint is the same line with the header, and it works as it stands."""
     line = f"curl -s -X POST http://localhost:{daemon.port}{POLL} -d '{{\"poll_interval\": 1.25}}'"
-    refused = json.loads(subprocess.run(["bash", "-c", line], capture_output=True, timeout=30, check=True).stdout)
+    refused = json.loads(subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=True).stdout)
     assert (refused["status"], refused["kind"]) == (401, "unauthorized")
     expected = f'curl -X POST http://localhost:{daemon.port}{POLL} -H "Authorization: Bearer $(gpulockd token)"'
     assert refused["hint"] == expected + " -d '{\"poll_interval\": 1.25}'"
@@ -152,7 +152,7 @@ async def test_the_documented_line_without_the_header_is_told_what_is_missing(da
     shim.write_text(f"#!/bin/sh\necho {daemon.token}\n")
     shim.chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "no_proxy": "*"}
-    done = subprocess.run(["bash", "-c", refused["hint"]], capture_output=True, timeout=30, check=True, env=env)
+    done = subprocess.run(["bash", "-c", refused["hint"]], capture_output=True, timeout=60, check=True, env=env)
     assert json.loads(done.stdout)["gpu_lock"]["poll_interval"] == 1.25
 
 
@@ -368,7 +368,7 @@ async def test_a_rollback_restores_the_stable_revision_and_looks_afterwards(daem
 
 async def test_the_impact_is_null_before_any_change_and_has_the_documented_fields() -> None:
     """B-505 … B-509."""
-    async with running_daemon(config=QUICK) as fresh:
+    async with running_daemon(config=STEADY) as fresh:
         before = (await fresh.get("/api/v1/monitoring/gpu-lock/config-impact")).json
         await change(fresh, set={"gpu_lock": {"poll_interval": 0.5}})
         after = (await fresh.get("/api/v1/monitoring/gpu-lock/config-impact")).json

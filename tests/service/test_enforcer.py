@@ -37,7 +37,7 @@ from gpulockd.ledger.store import BlockingStore, Store
 from gpulockd.ledger.verbs import Call
 from gpulockd.model import Snapshot
 from gpulockd.settings import CleanupBlock, HeartbeatBlock, MonitorBlock, QueueBlock, SettleBlock, TimeoutLevels
-from tests.pools import QUICK, client_here, environment, offer, simulated, snapshot
+from tests.pools import CALM, QUICK, client_here, environment, offer, simulated, snapshot
 from tests.servers import Server
 from tests.states import until
 
@@ -61,11 +61,11 @@ def rules(**monitor: Any) -> Rules:
 
 
 @asynccontextmanager
-async def asking(server: Server, pool: str) -> AsyncIterator[tuple[Store, str]]:
+async def asking(server: Server, pool: str, deadline_s: float = 30.0) -> AsyncIterator[tuple[Store, str]]:
     """A command connection as a daemon has one, and the id of its session."""
     keys, id = PoolKeys(pool), secrets.token_hex(8)
-    store = Store(server.url, deadline_s=2.0)
-    terms = verbs.Terms.of(msgspec.structs.replace(QUICK, ttl=60.0), QueueBlock(), SettleBlock())
+    store = Store(server.url, deadline_s=deadline_s)
+    terms = verbs.Terms.of(CALM, QueueBlock(), SettleBlock())
     await store.ask(verbs.open(keys, session=id, process=this_process(), terms=terms, known_pool=True))
     try:
         yield store, id
@@ -104,7 +104,7 @@ async def enforcing(
             runs=runs,
             press=pressed,
         )
-        news = News(server.url, PoolKeys(pool), 2.0)
+        news = News(server.url, PoolKeys(pool), 30.0)
         news.tell(enforcer.hear)
         async with anyio.create_task_group() as tasks:
             await tasks.start(news.run)
@@ -140,7 +140,7 @@ def holder(server: Server, pool: str, **arguments: Any) -> Iterator[tuple[subpro
         [sys.executable, "-c", HOLDER.replace("{arguments}", repr(arguments))],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | environment(server.url, pool),
+        env=os.environ | environment(server.url, pool, QUICK),
     )
     try:
         assert process.stdout is not None
@@ -165,7 +165,7 @@ async def test_warning_soft_and_hard_act_on_their_own_time_and_once(server: Serv
     with client_here(server.url, pool):
         async with enforcing(server, pool, by) as enforcer:
             with pytest.raises(LeaseLost):
-                async with gpu_lock(task_id="w-1", warning=0.4, soft_timeout=0.8, hard_timeout=1.6) as lease:
+                async with gpu_lock(task_id="w-1", warning=0.4, soft_timeout=2.0, hard_timeout=4.0) as lease:
                     await asyncio.wait_for(lease.stopping.wait(), 30)
                     assert not lease.lost.is_set()
                     assert snapshot(server, pool).leases[0].level == "soft"
@@ -292,8 +292,8 @@ async def test_silence_counts_from_the_last_word_and_is_told_once_each_time(serv
     offer(server, pool, simulated(1))
     with client_here(server.url, pool):
         async with gpu_lock(heartbeat="manual") as lease:
-            await until(lambda: snapshot(server, pool).leases[0].held_ms > 300)
-            how = {"after_ms": 300, "manual": True}
+            await until(lambda: snapshot(server, pool).leases[0].held_ms > 1500)
+            how = {"after_ms": 1500, "manual": True}
             assert mark(server, pool, lease.id, lease.token, "silent", **how).how == "reached"
             assert mark(server, pool, lease.id, lease.token, "silent", **how).how == "noted"
             await lease.progress(1)
@@ -301,7 +301,7 @@ async def test_silence_counts_from_the_last_word_and_is_told_once_each_time(serv
             record = snapshot(server, pool).leases[0]
             assert record.missed_age_ms is not None and record.heartbeat_age_ms is not None
             assert record.missed_age_ms >= record.heartbeat_age_ms
-            await until(lambda: (snapshot(server, pool).leases[0].heartbeat_age_ms or 0) > 300)
+            await until(lambda: (snapshot(server, pool).leases[0].heartbeat_age_ms or 0) > 1500)
             assert mark(server, pool, lease.id, lease.token, "silent", **how).how == "reached"
         assert kinds(server, pool) == 2 * [("heartbeat_missed", "silent")]
 
@@ -312,12 +312,12 @@ async def test_silence_counts_from_the_last_word_and_is_told_once_each_time(serv
 async def test_a_manual_task_lives_by_its_own_words(server: Server, pool: str) -> None:
     """`heartbeat="manual"`: keepalives do not count, silence alone is a stall."""
     offer(server, pool, simulated(1))
-    by = rules(heartbeat=HeartbeatBlock(timeout=1.0))
+    by = rules(heartbeat=HeartbeatBlock(timeout=2.5))
     with client_here(server.url, pool):
         async with enforcing(server, pool, by) as enforcer:
             with pytest.raises(LeaseLost):
                 async with gpu_lock(heartbeat="manual") as lease:
-                    while lease.held_s < 2.5:
+                    while lease.held_s < 4.0:
                         await lease.progress(1)
                         await asyncio.sleep(0.1)
                     assert not told(server, pool)
@@ -328,8 +328,8 @@ async def test_a_manual_task_lives_by_its_own_words(server: Server, pool: str) -
 
 async def test_a_body_that_blocks_its_loop_is_heard_by_its_keepalives(server: Server, pool: str) -> None:
     """An honest body that computes without a word is never touched: the thread beats for it."""
-    offer(server, pool, simulated(1))
-    by = rules(heartbeat=HeartbeatBlock(timeout=1.5))
+    offer(server, pool, simulated(1), session=QUICK)
+    by = rules(heartbeat=HeartbeatBlock(timeout=3.0))
     with holder(server, pool) as (_, id):
         async with enforcing(server, pool, by, runs=lambda: {id: Reading(idle_ms=10**9)}):
             await until(lambda: snapshot(server, pool).leases[0].held_ms > 4000)
@@ -342,7 +342,7 @@ async def test_a_stopped_process_is_told_of_and_ended_only_if_it_was_seen_to_do_
     server: Server, pool: str, idle: bool | None
 ) -> None:
     """The keepalives end with SIGSTOP; what its run used meanwhile decides, and unknown is not idle."""
-    offer(server, pool, simulated(1))
+    offer(server, pool, simulated(1), session=QUICK)
     by = rules(heartbeat=HeartbeatBlock(timeout=1.2))
     with holder(server, pool) as (process, id):
         reading = Reading(idle_ms=None if idle is None else 10**9 if idle else 0)
@@ -360,7 +360,7 @@ async def test_a_stopped_process_is_told_of_and_ended_only_if_it_was_seen_to_do_
 async def test_what_a_stopped_run_uses_is_seen_by_the_full_check(server: Server, pool: str) -> None:
     """Monitor and enforcer together: CPU time of the real process, a card that does nothing, then the end."""
     offer(server, pool, simulated(1), session=msgspec.structs.replace(QUICK, ttl=30.0))
-    by = rules(heartbeat=HeartbeatBlock(timeout=1.0), monitor_interval=0.2)
+    by = rules(heartbeat=HeartbeatBlock(timeout=3.0), monitor_interval=0.2)
     with holder(server, pool) as (process, id):
 
         async def sampled(_: Snapshot) -> dict[str, Sample]:
@@ -450,7 +450,7 @@ async def test_a_run_that_stays_on_its_gpu_is_signalled_again_and_then_given_up(
 
 async def test_a_store_that_is_away_at_the_limit_is_waited_for(server: Server, pool: str) -> None:
     """The ages go on in the ledger; the enforcer is back when the store is."""
-    offer(server, pool, simulated(1))
+    offer(server, pool, simulated(1), session=QUICK)
     with holder(server, pool, hard_timeout=1.0):
         async with enforcing(server, pool, rules()):
             server.pause()
@@ -485,7 +485,7 @@ async def test_checks_are_counted_as_healthy_and_unhealthy(server: Server, pool:
         nonlocal looked
         looked += 1
 
-    async with asking(server, pool) as (store, id):
+    async with asking(server, pool, deadline_s=5.0) as (store, id):
         monitor = Monitor(keys, store.ask, rules=rules)
         monitor.on_check = look
         await monitor.check()

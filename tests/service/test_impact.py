@@ -26,7 +26,7 @@ from gpulockd.ledger.revisions import Revision
 from gpulockd.ledger.store import Store
 from gpulockd.ledger.tally import Tally
 from gpulockd.settings import Settings
-from tests.daemons import QUICK, running_daemon
+from tests.daemons import STEADY, running_daemon
 from tests.pools import client_here, offer, simulated
 from tests.servers import Server, pool_keys, valkey_binary
 from tests.service.test_recorder import APPEND_ONLY, Traffic, caught_up, connected, recording
@@ -254,7 +254,7 @@ async def test_each_change_is_compared_with_the_one_before_it(server: Server, po
 
 async def test_a_change_that_helped_and_one_that_hurt_on_a_real_daemon() -> None:
     """B-505: true waits of true clients before and after, counted by the daemon's own recorder."""
-    async with running_daemon(config=QUICK, simulate=1) as daemon, connected(daemon.store_url) as store:
+    async with running_daemon(config=STEADY, simulate=1) as daemon, connected(daemon.store_url) as store:
         keys = PoolKeys(daemon.pool)
         impacts = Impacts(store.ask, keys, Settings)
         number = (await revisions.first(store.ask, author="daemon")).number

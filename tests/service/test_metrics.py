@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 from gpulockd import GpuLockTimeout, LeaseLost, gpu_lock
-from tests.daemons import QUICK, Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import STEADY, Daemon, daemon_folder, eventually, running_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "docs/grafana/gpulockd.json"
@@ -58,7 +58,7 @@ def names_in(text: str) -> set[str]:
 
 async def test_metrics_count_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grant, a wait, a hand-off, a time-out and a lease that was taken: each in its own series, and none twice."""
-    config = QUICK | {"gpu_lock_monitor": {"monitor_interval": 0.5}}
+    config = STEADY | {"gpu_lock_monitor": {"monitor_interval": 0.5}}
     async with running_daemon(config=config) as daemon:
         monkeypatch.setenv("GPULOCKD_SOCKET", daemon.socket)
         before = await scraped(daemon)
@@ -136,13 +136,13 @@ async def test_metrics_count_what_happened(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_metrics_go_on_over_a_restart_and_without_a_store() -> None:
     """What was counted must not be lost with the daemon, and a dashboard must see that the store is away."""
     async with daemon_folder() as base:
-        async with running_daemon(config=QUICK, base=base) as daemon:
+        async with running_daemon(config=STEADY, base=base) as daemon:
             holding = await daemon.open("POST", "/api/v1/leases", {"task": "a", "gpus": [0]})
             await holding.until("granted")
             await holding.aclose()
             await eventually(lambda: _released(daemon), 20)
             await daemon.kill()
-        async with running_daemon(config=QUICK, base=base) as daemon:
+        async with running_daemon(config=STEADY, base=base) as daemon:
             assert value(await scraped(daemon), "requests_total", outcome="acquired") == 1
             assert value(await scraped(daemon), "hold_seconds_count") == 1
             store = psutil.Process(int(re.findall(r'"pid": (\d+), .*"store.started"', daemon.log)[-1]))

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from gpulockd import GpuLockTimeout, LeaseLost, gpu_lock
-from tests.daemons import QUICK, Daemon, Wire, eventually, running_daemon
+from tests.daemons import STEADY, Daemon, Wire, eventually, running_daemon
 
 MONITORING = "/api/v1/monitoring"
-CONFIG = QUICK | {"gpu_lock_monitor": {"monitor_interval": 0.5}}
+CONFIG = STEADY | {"gpu_lock_monitor": {"monitor_interval": 0.5}}
 
 HEALTH = {
     "overall_status": str,

@@ -16,7 +16,7 @@ import redis
 
 from gpulockd.web.page.parts import MAKERS
 from gpulockd.web.page.static import FILES
-from tests.daemons import QUICK, ROOT, Daemon, running_daemon
+from tests.daemons import ROOT, STEADY, Daemon, running_daemon
 
 STATIC = ROOT / "gpulockd/web/static"
 
@@ -24,7 +24,7 @@ STATIC = ROOT / "gpulockd/web/static"
 @pytest.fixture
 async def daemon() -> AsyncIterator[Daemon]:
     """A daemon with two simulated GPUs."""
-    async with running_daemon(config=QUICK) as made:
+    async with running_daemon(config=STEADY) as made:
         yield made
 
 
@@ -106,7 +106,7 @@ async def test_no_character_hides_or_turns_the_text_beside_it(daemon: Daemon) ->
 
 async def test_the_page_comes_while_the_store_is_away_and_says_so() -> None:
     """That is when somebody looks at it."""
-    async with running_daemon(config={"session": QUICK["session"] | {"rpc_deadline": 0.3}}) as daemon:
+    async with running_daemon(config={"session": STEADY["session"] | {"rpc_deadline": 0.3}}) as daemon:
         with redis.Redis.from_url(daemon.store_url) as store:
             store.execute_command("CLIENT", "PAUSE", "3000", "ALL")
         page = await daemon.get("/")

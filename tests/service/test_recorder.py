@@ -208,7 +208,6 @@ PROGRAM = """
 import sys, anyio
 from gpulockd.daemon import recorder
 from gpulockd.daemon.news import BROKEN, News
-from gpulockd.daemon.news import BROKEN, News
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import Store
 from gpulockd.web.feed import Feed

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.daemons import QUICK, Daemon, eventually
+from tests.daemons import STEADY, Daemon, eventually
 from tests.system.commands import call, one_daemon
 
-CONFIG = QUICK | {
+CONFIG = STEADY | {
     "gpu_lock_monitor": {"monitor_interval": 0.5},
     "notify": {"webhooks": {"ops": {"url": "http://127.0.0.1:9/nobody"}}},
 }

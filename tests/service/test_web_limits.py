@@ -23,7 +23,7 @@ from gpulockd.settings import TlsBlock
 from gpulockd.web.auth import token_of
 from gpulockd.web.connection import MOST_CONNECTIONS, MOST_OF_ONE_USER, MOST_OF_STRANGERS, MOST_OVER_TCP, Doors
 from gpulockd.web.encrypting import context_of
-from tests.daemons import QUICK, Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import STEADY, Daemon, daemon_folder, eventually, running_daemon
 from tests.system.commands import one_daemon
 
 OPENSSL = Path("/usr/bin/openssl")
@@ -32,7 +32,7 @@ OPENSSL = Path("/usr/bin/openssl")
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all."""
-    with one_daemon(config=QUICK) as made:
+    with one_daemon(config=STEADY) as made:
         yield made
 
 
@@ -189,7 +189,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 async def test_the_port_speaks_https_and_the_unix_socket_does_not(pair: tuple[str, str]) -> None:
     """The command line goes on as before."""
-    config = QUICK | {"web": {"tls": {"certificate": pair[0], "key": pair[1]}}}
+    config = STEADY | {"web": {"tls": {"certificate": pair[0], "key": pair[1]}}}
     async with running_daemon(config=config) as daemon:
         assert daemon.url.startswith("https://")
         assert (await daemon.ask("GET", "/livez")).status == 200
@@ -266,10 +266,10 @@ async def _free(daemon: Daemon) -> bool:
 async def test_a_reader_misses_nothing_over_a_daemon_restart() -> None:
     """It sends what it had last, to whichever daemon answers."""
     async with daemon_folder() as base:
-        async with running_daemon(base=base, config=QUICK) as first:
+        async with running_daemon(base=base, config=STEADY) as first:
             await _hold_once(first)
             before = [event["seq"] for event in await _events(first, 0)]
-        async with running_daemon(base=base, config=QUICK) as second:
+        async with running_daemon(base=base, config=STEADY) as second:
             await _hold_once(second)
             after = [event["seq"] for event in await _events(second, before[2])]
             assert after[: len(before) - 3] == before[3:]
@@ -281,7 +281,7 @@ async def test_what_the_store_has_no_more_is_told(daemon: Daemon) -> None:
     for _ in range(3):
         await _hold_once(daemon)
     seqs = [event["seq"] for event in await _events(daemon, 0) if event["type"] != "dropped"]
-    async with running_daemon(config=QUICK) as other:
+    async with running_daemon(config=STEADY) as other:
         await _hold_once(other)
         had = (await _events(other, 0))[0]["seq"]
         with redis.Redis.from_url(other.store_url) as store:

@@ -16,7 +16,7 @@ import pytest
 
 from gpulockd.web.routes import ROWS
 from gpulockd.web.table import Row
-from tests.daemons import QUICK, Daemon, eventually
+from tests.daemons import STEADY, Daemon, eventually
 from tests.system.commands import one_daemon
 
 OTHER = 65533
@@ -102,7 +102,7 @@ class Stranger:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon whose settling takes no time."""
-    with one_daemon(config=QUICK | {"settle": {"policy": "never"}}, simulate=4) as made:
+    with one_daemon(config=STEADY | {"settle": {"policy": "never"}}, simulate=4) as made:
         yield made
 
 

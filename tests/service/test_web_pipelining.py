@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.daemons import QUICK, Daemon, eventually
+from tests.daemons import STEADY, Daemon, eventually
 from tests.system.commands import one_daemon
 
 NEXT = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -19,7 +19,7 @@ NEXT = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all."""
-    with one_daemon(config=QUICK | {"settle": {"policy": "never"}}) as made:
+    with one_daemon(config=STEADY | {"settle": {"policy": "never"}}) as made:
         yield made
 
 

@@ -25,7 +25,7 @@ from gpulockd.units import check_plain, clean
 from gpulockd.web.auth import LONGEST_DELAY_S, Guesses
 from gpulockd.web.connection import HEAD_WITHIN_S
 from gpulockd.web.streams import MOST_READERS_OF_ONE_USER, MOST_READERS_OVER_TCP
-from tests.daemons import QUICK, Daemon, running_daemon
+from tests.daemons import STEADY, Daemon, running_daemon
 from tests.receivers import certificate
 from tests.system.commands import call, one_daemon
 
@@ -35,7 +35,7 @@ NASTY = "a\x1b[31mRED\x1b]0;pwn\x07\nline2\u202e\x9b2J"
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all."""
-    with one_daemon(config=QUICK | {"settle": {"policy": "never"}}) as made:
+    with one_daemon(config=STEADY | {"settle": {"policy": "never"}}) as made:
         yield made
 
 
@@ -150,7 +150,7 @@ async def test_who_never_shakes_hands_is_let_go(tmp_path: Path) -> None:
     certificate(tmp_path)
     (tmp_path / "key.pem").chmod(0o600)
     tls = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
-    async with running_daemon(config=QUICK | {"web": {"tls": tls}}, simulate=1) as daemon:
+    async with running_daemon(config=STEADY | {"web": {"tls": tls}}, simulate=1) as daemon:
         context = ssl.create_default_context(cafile=tls["certificate"])
         context.check_hostname = False
         with contextlib.ExitStack() as stack, anyio.fail_after(HEAD_WITHIN_S + 60):

@@ -103,7 +103,7 @@ def tells(self: Any, until: str) -> None:
     use("tells", self.lease, until)
 
 
-@app.task(bind=True, base=GpuTask, soft_time_limit=2, time_limit=60, gpu={"lock_key": "gpu_lock:0"})  # type: ignore[untyped-decorator]
+@app.task(bind=True, base=GpuTask, soft_time_limit=6, time_limit=60, gpu={"lock_key": "gpu_lock:0"})  # type: ignore[untyped-decorator]
 def soft(self: Any, name: str) -> str:
     """Saves its work at Celery's soft time limit."""
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gpulockd.settings import QueueBlock
-from tests.pools import GIB, QUICK, offer, simulated, snapshot
+from tests.pools import CALM, GIB, QUICK, offer, simulated, snapshot
 from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.history import Note, granted_twice, read_events, tickets_of, troubles
@@ -18,6 +19,8 @@ from tests.system.workers_started import SOAK, Crew
 FOR_S = 60 if SOAK else 6
 HOLD_S = (0.0, 0.02)
 HOLD_BACK_S = 0.5
+SESSION = msgspec.structs.replace(CALM, claim_window=QUICK.claim_window)
+"""Nobody is lost where the machine stops a program for seconds, and nobody waits for long for one that is stopped."""
 PROCESSES = 8
 WISHES = [
     {"count": 1},
@@ -35,12 +38,12 @@ WISHES = [
 def test_mixed_wants_all_get_their_turn(server: Server, pool: str, tmp_path: Path) -> None:
     """Invariants 1, 4 and 5: whoever wants all four cards is not passed for ever by those who want one."""
     gpus = simulated(4, memory_mib=CARD_GIB * GIB)
-    offer(server, pool, gpus, session=QUICK, queue=QueueBlock(hold_back_after=HOLD_BACK_S))
-    with Crew(tmp_path, server.url, pool) as crew:
+    offer(server, pool, gpus, session=SESSION, queue=QueueBlock(hold_back_after=HOLD_BACK_S))
+    with Crew(tmp_path, server.url, pool, SESSION) as crew:
         names = [f"w{n}" for n in range(PROCESSES)]
         workers = crew.start("loop", *names, for_s=FOR_S, wishes=WISHES, hold_s=HOLD_S)
         for worker in workers:
-            worker.finish(FOR_S + 30)
+            worker.finish(FOR_S + 60)
         notes = crew.notes()
         until_blocking(lambda: not snapshot(server, pool).leases)
     now = snapshot(server, pool)
@@ -51,9 +54,16 @@ def test_mixed_wants_all_get_their_turn(server: Server, pool: str, tmp_path: Pat
     print(dict(served), f"longest wait {max(_waits_s(notes)):.2f} s")
     assert len(served) == len(WISHES)
     # Held back for its turn, a ticket waits for those before it and for the choices before its own, never for ever.
-    assert max(_waits_s(notes)) < HOLD_BACK_S + 5.0
+    # Where the machine stops a holder, all wait for it.
+    assert max(_waits_s(notes)) < HOLD_BACK_S + 5.0 + 3 * max(_holds_s(notes))
 
 
 def _waits_s(notes: list[Note]) -> list[float]:
     asked = {(note.who, note.key): note.at_s for note in notes if note.what == "ask"}
     return [note.at_s - asked[note.who, note.key] for note in notes if note.what == "enter"]
+
+
+def _holds_s(notes: list[Note]) -> list[float]:
+    """From entering to the end of the block, which takes 20 ms where nothing comes in between."""
+    entered = {(note.who, note.key): note.at_s for note in notes if note.what == "enter"}
+    return [note.at_s - entered[note.who, note.key] for note in notes if note.what == "left"]

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import redis
 from gpulockd.cli import main
 from gpulockd.cli.backups import pack
 from gpulockd.cli.backups.unsaid import filled, unsaid
-from tests.daemons import QUICK, Daemon
+from tests.daemons import Daemon
 from tests.states import until_blocking
 from tests.system.commands import call, clean_env, command, one_daemon
 
 HOOK = "https://127.0.0.1:9/very-secret"
 SECRET = "very-secret"
-CONFIG: dict[str, Any] = QUICK | {"notify": {"webhooks": {"chat": {"url": HOOK}}}}
+CONFIG: dict[str, Any] = {"notify": {"webhooks": {"chat": {"url": HOOK}}}}
 
 
 def said(daemon: Daemon | None, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +170,7 @@ def test_a_holder_and_a_waiter_do_not_notice_a_restoration(daemon: Daemon, tmp_p
             after = json.loads(said(daemon, "status", "--json").stdout)["leases"]
             assert [(one["id"], one["token"]) for one in after] == [(one["id"], one["token"]) for one in before]
             (tmp_path / "go").touch()
-            assert (holder.wait(30), waiter.wait(30)) == (0, 0)
+            assert (holder.wait(60), waiter.wait(60)) == (0, 0)
 
 
 @contextlib.contextmanager
@@ -267,12 +267,25 @@ def test_a_backup_that_was_meddled_with_is_refused_in_words_and_changes_nothing(
     assert _revision(daemon) == before and _everything(daemon) == stored
 
 
-def _everything(daemon: Daemon) -> dict[bytes, bytes]:
+def _everything(daemon: Daemon) -> dict[bytes, Any]:
     """What the configuration says, and which hours and days there are: the daemon writes on in the newest of them."""
     with redis.Redis.from_url(daemon.store_url) as store:
-        fleet = {name: store.dump(name) for name in store.keys("gpulockd:{fleet}:*")}
-        fleet.pop(b"gpulockd:{fleet}:alerts_daemons", None)
-        return fleet | dict.fromkeys(store.keys("*:recorded:[0-9]*"), b"")
+        fleet = [name for name in store.keys("gpulockd:{fleet}:*") if b":alerts" not in name]
+        return contents(store, fleet) | dict.fromkeys(store.keys("*:recorded:[0-9]*"), b"")
+
+
+def contents(store: redis.Redis, names: list[bytes]) -> dict[bytes, Any]:
+    """What these keys say. Their dumps may differ where nothing has: a hash grows in the background."""
+    read: dict[Any, Callable[[bytes], Any]] = {
+        b"hash": store.hgetall,
+        b"list": lambda name: store.lrange(name, 0, -1),
+        b"none": lambda name: None,
+        b"set": store.smembers,
+        b"stream": store.xrange,
+        b"string": store.get,
+        b"zset": lambda name: store.zrange(name, 0, -1, withscores=True),
+    }
+    return {name: read[store.type(name)](name) for name in names}
 
 
 def test_a_name_that_is_no_pools_ends_neither_daemon_nor_backup(daemon: Daemon, tmp_path: Path) -> None:
@@ -306,7 +319,7 @@ def test_what_is_no_file_is_not_waited_for(daemon: Daemon, tmp_path: Path) -> No
 
 def test_a_backup_needs_no_daemon_and_says_when_the_store_is_away(tmp_path: Path) -> None:
     """The store lives on when the daemon is down, and that is when one wants a copy."""
-    with one_daemon(config=QUICK) as running:
+    with one_daemon() as running:
         running.process.send_signal(signal.SIGKILL)
         running.process.wait(30)
         assert _backup(running, str(tmp_path / "down.gz")).exists()
@@ -317,13 +330,13 @@ def test_a_backup_needs_no_daemon_and_says_when_the_store_is_away(tmp_path: Path
 
 def test_a_new_machine_gets_everything_back(tmp_path: Path) -> None:
     """The host is gone with its store: revisions, audit and statistics come back by one command."""
-    with one_daemon(config=QUICK) as old:
+    with one_daemon() as old:
         assert call(old, "run", "--task", "ocr", "--", "true").returncode == 0
         assert said(old, "config", "set", "gpu_lock.max_wait_time=611", "--reason", "of old").returncode == 0
         assert said(old, "config", "set", "gpu_lock.max_wait_time=612").returncode == 0
         until_blocking(lambda: _attempts(old) >= 1)
         file = str(_backup(old, str(tmp_path / "moved.gz")))
-    with one_daemon(config=QUICK) as new:
+    with one_daemon() as new:
         done = said(new, "restore", file)
         assert done.returncode == 0, done.stderr
         until_blocking(lambda: _value(new, "gpu_lock.max_wait_time") == "612")
@@ -342,7 +355,7 @@ def test_a_new_machine_gets_everything_back(tmp_path: Path) -> None:
 
 def test_statistics_of_another_pool_are_only_taken_when_it_is_said(daemon: Daemon, tmp_path: Path) -> None:
     """Two pools' numbers in one would belong to neither."""
-    with one_daemon("--pool", "other", config=QUICK) as other:
+    with one_daemon("--pool", "other") as other:
         file = str(_backup(other, str(tmp_path / "other.gz")))
     refused = said(daemon, "restore", file)
     assert refused.returncode == 2 and "'other'" in refused.stderr and "--pool" in refused.stderr

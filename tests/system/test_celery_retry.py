@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from gpulockd.client.parking import PASSING_S
+from gpulockd.model import Snapshot
 from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.celery_shop import Shop, Worker, open_shop
@@ -63,14 +66,22 @@ def test_who_comes_back_is_before_those_who_came_later(shop: Shop, one_slot: Wor
     shop.noted(holds)
     shop.send(others, "hold", ahead, second_gate)
     shop.until(lambda pool: len(pool.queue) == 1)
-    # Second in the queue it goes away at once; as soon as it is the first it stays.
+    # Second in the queue it goes away soon; when it comes and is the first it stays.
     waiting = shop.send(one_slot, "patient", early, gpu={"stay": "60s", "countdown": 0.2})
     until_blocking(lambda: waiting.state == "RETRY")
     last = shop.send(others, "hold", late)
     shop.until(lambda pool: len([ticket for ticket in pool.queue if ticket.job.task_id == last.id]) == 1)
     gate.touch()
     shop.noted(ahead)
-    pool = shop.until(lambda pool: [ticket.job.task_id for ticket in pool.queue] == [waiting.id, last.id])
+    both, came_at = [waiting.id, last.id], [time.monotonic()]
+
+    def stays(pool: Snapshot) -> bool:
+        """It may have come while it was the second, and then it goes away once more."""
+        if [ticket.job.task_id for ticket in pool.queue] != both:
+            came_at[0] = time.monotonic()
+        return time.monotonic() - came_at[0] > 3 * PASSING_S
+
+    pool = shop.until(stays)
     assert pool.queue[0].waited_ms > pool.queue[1].waited_ms
     second_gate.touch()
     assert [shop.get(waiting), shop.get(last)] == [f"{early} 0", late]
@@ -83,11 +94,13 @@ def test_the_card_is_given_to_nobody_who_is_away(shop: Shop, one_slot: Worker, o
     holds, away, here, gate = shop.name(), shop.name(), shop.name(), shop.gate()
     shop.send(others, "hold", holds, gate)
     shop.noted(holds)
-    waiting = shop.send(one_slot, "patient", away, gpu={"stay": 0.1, "countdown": 4})
+    waiting = shop.send(one_slot, "patient", away, gpu={"stay": 0.1, "countdown": 8})
     until_blocking(lambda: waiting.state == "RETRY")
     shop.until(lambda pool: not pool.queue)
+    following = shop.send(others, "hold", here)
+    shop.until(lambda pool: pool.queue)
     gate.touch()
-    assert shop.get(shop.send(others, "hold", here)) == here
+    assert shop.get(following) == here
     assert not shop.notes(away)
     assert shop.get(waiting) == f"{away} 0"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.pools import GIB, QUICK, offer, simulated, snapshot
@@ -15,10 +16,15 @@ from tests.system.history import granted_twice, read_events, tickets_of, token_b
 from tests.system.witness import CARD_GIB
 from tests.system.workers_started import SOAK, Crew, Started, passed, queued
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("server", ["valkey"], indirect=True)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),  # rounds go on until the winner was passed over
+    pytest.mark.parametrize("server", ["valkey"], indirect=True),
+]
 
 ROUNDS = 100 if SOAK else 10
-AWAY_S = 1.2 * QUICK.claim_window
+SESSION = msgspec.structs.replace(QUICK, ttl=8.0)
+AWAY_S = 1.2 * SESSION.claim_window
 LATEST_S = 0.003
 """How long after the release the winner is disturbed at the latest: before, while and after it confirms."""
 
@@ -26,8 +32,8 @@ LATEST_S = 0.003
 @pytest.fixture
 def crew(server: Server, pool: str, tmp_path: Path) -> Iterator[Crew]:
     """Three obedient workers before one gpu; afterwards the rules must hold."""
-    offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=QUICK)
-    with Crew(tmp_path, server.url, pool) as crew:
+    offer(server, pool, simulated(1, memory_mib=CARD_GIB * GIB), session=SESSION)
+    with Crew(tmp_path, server.url, pool, SESSION) as crew:
         crew.obedient("holder", "winner", "next")
         yield crew
         server.resume()

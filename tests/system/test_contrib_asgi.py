@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -105,8 +107,10 @@ async def test_busy_is_503_with_the_expected_wait(service: Service, daemon: Daem
 
 async def test_retry_after_follows_what_holds_have_taken(service: Service, daemon: Daemon, tmp_path: Path) -> None:
     """A forecast by the task's last holds, not a constant."""
-    for held_s in ("0", "0", "6"):
-        assert Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", held_s).wait() == 0
+    began = time.monotonic()
+    for held_s in ("0", "0", "10"):
+        assert Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", held_s).wait(60) == 0
+    longest_s = time.monotonic() - began
     holder = Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", "60")
     try:
         await until(lambda: leases(daemon, "steady"))
@@ -116,8 +120,8 @@ async def test_retry_after_follows_what_holds_have_taken(service: Service, daemo
                 refused = await client.get("/now")
                 detail = refused.json()["detail"]
                 expected = detail["expected_wait_s"]
-                assert not leases(daemon, "steady")[0]["held_s"] > 6, "it was never said"
-        assert 0 < expected <= detail["retry_after_s"] <= 7
+                assert leases(daemon, "steady")[0]["held_s"] < longest_s, "it was never said"
+        assert 0 < expected <= detail["retry_after_s"] <= longest_s + 1
     finally:
         holder.close()
 
@@ -231,8 +235,9 @@ async def test_the_status_app_shows_holders_and_waiters(service: Service, daemon
         await until(lambda: service.noted("one.in"))
         second = holding(client, "two")
         await until(lambda: queued(daemon, "hold"))
-        await asyncio.sleep(1.1)  # one look a second
-        facts = (await client.get("/gpu/status.json")).json()
+        facts: dict[str, Any] = {}
+        while not facts.get("queue"):  # one look a second
+            facts = (await client.get("/gpu/status.json")).json()
         assert facts["gpus"][0]["holders"][0]["task"] == "hold"
         assert [ticket["place"] for ticket in facts["queue"]] == [1]
         page = await client.get("/gpu/")

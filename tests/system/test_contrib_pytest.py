@@ -72,7 +72,7 @@ def test_each_worker_has_a_gpu_of_its_own(daemon: Daemon, tmp_path: Path) -> Non
     had = pairs(tmp_path)
     assert {worker for worker, _, _ in had} == {"gw0", "gw1"}
     assert len(had) == 2 and {gpu for _, gpu, _ in had} == {"0", "1"}
-    assert not leases(daemon, f"pytest {tmp_path.name}")
+    until_blocking(lambda: not leases(daemon, f"pytest {tmp_path.name}"))
 
 
 def test_more_workers_than_gpus_take_turns(daemon: Daemon, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    """Two simulated GPUs, and a guard that does not wait long."""
-    with one_daemon(config={"settle": {"grace": 0.5}}) as running:
+    """Two simulated GPUs. The grace is long: who is slow to leave a lease that was taken is ended, and that is us."""
+    with one_daemon(config={"settle": {"grace": 60}}) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.states import until_blocking
@@ -63,6 +64,15 @@ class Demo:
                     found.append(int(folder.name))
         return found
 
+    def daemon(self) -> int:
+        """The pid of its daemon; what the daemon forks is for a moment like it."""
+        found = []
+        for pid in self.living():
+            with suppress(psutil.Error):
+                if "serve" in psutil.Process(pid).cmdline():
+                    found.append((psutil.Process(pid).create_time(), pid))
+        return min(found)[1]
+
     def close(self) -> None:
         """Leave nothing behind."""
         for pid in self.living():
@@ -93,12 +103,11 @@ def test_it_grants_and_ends_all_that_it_started(base: Path, demos: list[Demo], n
     """The first minute of a newcomer; Ctrl-C must leave no process behind, the store neither."""
     demo = Demo(base, "--simulate", "2")
     demos.append(demo)
-    until_blocking(lambda: len(GRANT.findall(demo.said)) >= 5, within_s=60)
-    assert len(set(GRANT.findall(demo.said))) >= 2
-    assert len(demo.living()) >= 9, "the demo, the daemon, the store and six of the load"
+    until_blocking(lambda: len(GRANT.findall(demo.said)) >= 5 and len(set(GRANT.findall(demo.said))) >= 2, within_s=60)
+    until_blocking(lambda: len(demo.living()) >= 9)  # the demo, the daemon, the store and six of the load
     demo.process.send_signal(number)
-    assert demo.process.wait(20) == 0
-    until_blocking(lambda: not demo.living(), within_s=5)
+    assert demo.process.wait(60) == 0
+    until_blocking(lambda: not demo.living())
     assert "Traceback" not in demo.said
 
 
@@ -109,7 +118,7 @@ def test_a_ctrl_c_while_it_starts_ends_it_without_a_trace(base: Path, demos: lis
     demos.append(demo)
     until_blocking(lambda: demo.waits_with_signals() and len(demo.living()) >= processes)
     os.killpg(demo.process.pid, signal.SIGINT)  # as the terminal does
-    assert demo.process.wait(30) in (0, 130)
+    assert demo.process.wait(60) in (0, 130)
     until_blocking(lambda: not demo.living())
     assert "Traceback" not in demo.said and "Error" not in demo.said, demo.said
 
@@ -121,8 +130,8 @@ def test_without_load_it_is_the_daemon_alone(base: Path, demos: list[Demo]) -> N
     until_blocking(lambda: " ready: " in demo.said)
     until_blocking(lambda: len(demo.living()) == 3)
     demo.process.terminate()
-    assert demo.process.wait(20) == 0
-    until_blocking(lambda: not demo.living(), within_s=5)
+    assert demo.process.wait(60) == 0
+    until_blocking(lambda: not demo.living())
 
 
 def test_beside_another_it_takes_its_own_folder_and_port(base: Path, demos: list[Demo]) -> None:
@@ -137,7 +146,7 @@ def test_beside_another_it_takes_its_own_folder_and_port(base: Path, demos: list
     assert "is taken, so HTTP is on port" in second.said
     private = Path(re.findall(r"keeps to itself in (\S+)", second.said)[0])
     second.process.terminate()
-    assert second.process.wait(20) == 0
+    assert second.process.wait(60) == 0
     assert not private.exists()
     assert first.process.poll() is None
 
@@ -148,18 +157,17 @@ def test_a_killed_daemon_ends_the_demo_and_its_store(base: Path, demos: list[Dem
     demos.append(demo)
     until_blocking(lambda: GRANT.search(demo.said), within_s=60)
     assert demo.said.count(" ready: ") == 1
-    (daemon,) = [pid for pid in demo.living() if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(daemon, signal.SIGKILL)
-    assert demo.process.wait(20) == 1
+    os.kill(demo.daemon(), signal.SIGKILL)
+    assert demo.process.wait(60) == 1
     assert "gpulockd: the daemon has ended (signal 9)" in demo.said
-    until_blocking(lambda: not demo.living(), within_s=5)
+    until_blocking(lambda: not demo.living())
 
 
 def test_a_wrong_option_is_named_with_the_way_to_the_right_ones(base: Path, demos: list[Demo]) -> None:
     """`make run ARGS=--bogus`."""
     demo = Demo(base, "--bogus")
     demos.append(demo)
-    assert demo.process.wait(20) == 2
+    assert demo.process.wait(60) == 2
     assert demo.said.startswith("gpulockd.demo: unrecognized arguments: --bogus\n  hint: 'make run ARGS=--help'")
 
 
@@ -169,4 +177,4 @@ def test_a_killed_demo_takes_the_rest_with_it(base: Path, demos: list[Demo]) -> 
     demos.append(demo)
     until_blocking(lambda: GRANT.search(demo.said), within_s=60)
     demo.process.kill()
-    until_blocking(lambda: not demo.living(), within_s=20)
+    until_blocking(lambda: not demo.living())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -77,7 +78,12 @@ def doctor(
     } | env
     words = [*prefix, *command("doctor", "--json")]
     where = clean_env(**env)
-    return Said(subprocess.run(words, env=where, cwd=cwd, capture_output=True, text=True, timeout=60))
+    return Said(subprocess.run(words, env=where, cwd=cwd, capture_output=True, text=True, timeout=90))
+
+
+def said_so(daemon: Daemon, check: str, words: str) -> bool:
+    """Whether the doctor says these words in a line of that check."""
+    return any(one["check"] == check and words in one["what"] for one in doctor(daemon).findings)
 
 
 def unprivileged_namespaces(*how: str) -> bool:
@@ -91,7 +97,7 @@ def unprivileged_namespaces(*how: str) -> bool:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon with a private store."""
-    with one_daemon(config=QUICK) as made:
+    with one_daemon() as made:
         yield made
 
 
@@ -163,7 +169,7 @@ def test_a_store_that_is_away_is_why_the_daemon_is_not_ready(server: Server) -> 
     assert binary is not None
     with Server(binary) as own, one_daemon("--redis", own.url, config=QUICK) as daemon:
         own.kill()
-        until_blocking(lambda: doctor(daemon).code == 1)
+        until_blocking(lambda: said_so(daemon, "daemon", "is not ready"))  # the store is seen to be away before that
         said = doctor(daemon)
         said.line("daemon", "fail", "is not ready")
         said.line("redis", "fail", "is it running?")
@@ -180,7 +186,7 @@ def test_what_a_pool_and_its_cards_lack_is_said(server: Server) -> None:
         said.line("pool", "warn", "has no guard")
         with redis.Redis.from_url(server.url) as admin:
             admin.flushall()
-        until_blocking(lambda: any("grants nothing for" in one["what"] for one in doctor(daemon).findings))
+        until_blocking(lambda: said_so(daemon, "pool", "grants nothing for"))
 
 
 def test_a_socket_that_is_mounted_alone_and_a_daemon_that_sees_no_pids(daemon: Daemon, tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_a_socket_that_is_mounted_alone_and_a_daemon_that_sees_no_pids(daemon: D
         # The first process of a pid namespace takes all others with it.
         for child in psutil.Process(inner.pid).children():
             child.terminate()
-        inner.wait(30)
+        inner.wait(60)
         if inner.stdout is not None:
             inner.stdout.close()
 
@@ -274,7 +280,8 @@ def test_a_change_that_the_daemon_has_not_taken_is_said(tmp_path: Path) -> None:
         said.line("config", "ok", f"the daemon goes by {file}")
         file.write_text("gpu_lock:\n  max_wiat_time: 5m\n")
         os.kill(own.process.pid, signal.SIGHUP)
-        until_blocking(lambda: doctor(own).code == 1)
+        # Half of what is written may have been read first.
+        until_blocking(lambda: said_so(own, "config", "config.yml:2:3"))
         said = doctor(own)
         said.line("config", "fail", "has not taken the last change", "config.yml:2:3", f"config check {file}")
 
@@ -380,7 +387,7 @@ async def _started(**env: str) -> subprocess.CompletedProcess[str]:
     pipe = asyncio.subprocess.PIPE
     words = command("doctor", "--json")
     made = await asyncio.create_subprocess_exec(*words, env=where, cwd="/", stdout=pipe, stderr=pipe)
-    out, err = await asyncio.wait_for(made.communicate(), 60)
+    out, err = await asyncio.wait_for(made.communicate(), 90)
     return subprocess.CompletedProcess(words, made.returncode or 0, out.decode(), err.decode())
 
 
@@ -397,7 +404,9 @@ def test_a_clock_that_is_wrong_is_said(server: Server, tmp_path: Path) -> None:
     if built.returncode != 0:
         pytest.skip("no C library headers (apt-get install libc6-dev)")
     said = doctor(None, GPULOCKD_REDIS_URL=server.url, LD_PRELOAD=library)
-    said.line("clock", "warn", "3600 s ahead of", "set-ntp")
+    warned = said.line("clock", "warn", " s ahead of", "set-ntp")
+    found = re.search(r"(\d+) s ahead of", warned["what"])
+    assert found is not None and 3590 <= int(found[1]) <= 3630, "less or more where the machine stalls meanwhile"
 
 
 def test_locks_of_others_in_the_store_are_named(server: Server) -> None:

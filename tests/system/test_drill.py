@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +21,8 @@ from tests.states import until_blocking
 from tests.system.commands import clean_env, command
 
 WITHIN_S = 240.0
+pytestmark = pytest.mark.timeout(600)
+
 SLACK = "20s"
 """The machine of the tests may be busy: what is late by less is no fault of the lock."""
 
@@ -39,8 +41,7 @@ FAULTS = (
 @pytest.fixture
 def own() -> Iterator[dict[str, str]]:
     """The environment of a drill whose folders can be told from those of others."""
-    folder = Path("/tmp", f"gldr-{os.getpid()}")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="gldr-", dir="/tmp"))
     yield clean_env(TMPDIR=str(folder), GPULOCKD_SOCKET=str(folder / "no.sock"))
     until_blocking(lambda: not _processes_of(folder))
     subprocess.run(["rm", "-rf", str(folder)], check=True)

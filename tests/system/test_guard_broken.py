@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,13 @@ from socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM, socket
 
 import anyio
 import psutil
+import pytest
 
-from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until
-from tests.system.commands import ROOT, clean_env
+from tests.system.commands import ROOT, clean_env, is_followed
 from tests.system.holders import holders
-from tests.system.test_guard import CONFIG, SOON_S, queued, store_of
+from tests.system.test_guard import CONFIG, PATIENT, SOON_S, queued, store_of
 
 SPEAKS = """
 import socket, sys, time
@@ -88,16 +88,16 @@ async def lease_of(daemon: Daemon) -> dict[str, object]:
 
 async def test_a_child_that_stays_when_its_revoked_parent_leaves_is_ended(tmp_path: Path) -> None:
     """The parent's word is not its child's: the card is in use still."""
-    async with running_daemon(config=CONFIG) as daemon:
+    async with running_daemon(config=CONFIG | {"settle": {"timeout": 60, "grace": 6}}) as daemon:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first", "forks")
             await first.is_in()
             await until(lambda: first.said("child"))
             second = start.start("second")
             await queued(daemon, 1)
-            await anyio.sleep(3)
+            await until(lambda: is_followed(daemon, int(first.said("child") or 0)))
             await daemon.ask("DELETE", f"/api/v1/leases/{(await lease_of(daemon))['id']}")
-            await second.is_in(30)
+            await second.is_in(60)
             assert first.said("out") is not None
 
 
@@ -112,6 +112,7 @@ async def test_a_parent_that_leaves_in_order_lives_on_though_its_child_was_kille
             assert parent.poll() is None
 
 
+@pytest.mark.timeout(240)
 async def test_a_winner_that_was_stopped_beyond_its_claim_is_neither_killed_nor_forgotten(tmp_path: Path) -> None:
     """Its late admit belongs to a claim that has lapsed; its next grant has the same ticket."""
     async with running_daemon(config=CONFIG) as daemon:
@@ -127,7 +128,7 @@ async def test_a_winner_that_was_stopped_beyond_its_claim_is_neither_killed_nor_
                 await first.is_out()
                 await anyio.sleep(2.6)
                 winner.send(signal.SIGCONT)
-                await winner.is_in(20)
+                await winner.is_in()
                 third = start.start("third")
                 await queued(daemon, 1)
                 await anyio.sleep(1)
@@ -186,6 +187,7 @@ async def test_a_worker_whose_release_nobody_remembers_is_left_alone(tmp_path: P
                 (tmp_path / "leave").touch()
                 await until((tmp_path / "left").exists)
                 with store_of(daemon) as store:
+                    await until(lambda: store.keys("*done:*"))
                     store.delete(*store.keys("*done:*"))
                 async with running_daemon(config=CONFIG, base=base) as again:
                     with holders(tmp_path / "h", again) as start:
@@ -248,7 +250,7 @@ class Gate:
 async def test_a_guard_that_is_stopped_vouches_for_nobody(tmp_path: Path) -> None:
     """Its sockets stay open while its session ends: a holder that is cut off too must stop believing before that."""
     async with running_daemon(config=CONFIG) as daemon:
-        path = f"/tmp/gate-{os.getpid()}.sock"
+        path = str(daemon.runtime / "gate.sock")
         gate = Gate(path, str(daemon.runtime / "store.sock"))
         try:
             with holders(tmp_path / "h", daemon, GPULOCKD_POOL=daemon.pool) as start:
@@ -266,12 +268,11 @@ async def test_a_guard_that_is_stopped_vouches_for_nobody(tmp_path: Path) -> Non
                 await second.is_in(40)
         finally:
             gate.close()
-            os.unlink(path)
 
 
 async def test_many_sessions_of_one_connection_slow_nobody(tmp_path: Path) -> None:
     """The end of each costs a script; a connection speaks for few."""
-    async with running_daemon(config=CONFIG) as daemon:
+    async with running_daemon(config=PATIENT) as daemon:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first")
             await first.is_in()
@@ -283,5 +284,4 @@ async def test_many_sessions_of_one_connection_slow_nobody(tmp_path: Path) -> No
                 flood.stdout.readline()
                 psutil.Process(flood.pid).kill()
             first.send(signal.SIGKILL)
-            await second.is_in(4 * SOON_S)
-            await eventually(lambda: second.said("in"))
+            await second.is_in(SOON_S)

@@ -33,7 +33,7 @@ sys.stdin.read()
 ASKS = """
 import socket, sys
 end = socket.socket(socket.AF_UNIX)
-end.settimeout(20)
+end.settimeout(50)
 end.connect(sys.argv[1])
 end.sendall(sys.argv[2].encode() + b"\\n")
 print(end.makefile().readline(), flush=True)

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import QUICK, running_daemon
+from tests.daemons import running_daemon
 from tests.states import until
 from tests.system.commands import call
 from tests.system.holders import holders
+
+SHORT = {"session": {"ttl": 5.0, "keepalive": 0.5, "rpc_deadline": 1.0, "margin": 0.1}}
+"""A holder that is cut off stops believing after three and a half seconds."""
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
 async def test_a_stop_with_its_store_names_the_holders_who_then_lose_their_gpus(tmp_path: Path, mode: str) -> None:
     """A holder cannot know its lease without the store: whoever stops it must be told under whom."""
-    async with running_daemon("--stop-store", config=QUICK) as daemon:
+    async with running_daemon("--stop-store", config=SHORT) as daemon:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first", mode)
             await first.is_in()
@@ -32,7 +35,7 @@ async def test_a_stop_with_its_store_names_the_holders_who_then_lose_their_gpus(
 
 async def test_a_stop_without_its_store_says_who_goes_on(tmp_path: Path) -> None:
     """The same line would be a false alarm: they keep what they have."""
-    async with running_daemon(config=QUICK) as daemon:
+    async with running_daemon() as daemon:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first")
             await first.is_in()

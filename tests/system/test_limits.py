@@ -17,17 +17,19 @@ import redis
 
 from gpulockd.events import Event, decode
 from gpulockd.ledger.keys import PoolKeys
-from tests.daemons import QUICK, Daemon, daemon_folder, running_daemon
+from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until, until_blocking
 from tests.system.commands import Started, clean_env, leases, lives, one_daemon, read_json
 
 Start = Callable[..., Started]
 
-LEVELS = {"warning": 1.0, "soft_timeout": 2.5, "hard_timeout": 6.0}
+LEVELS = {"warning": 1.0, "soft_timeout": 4.0, "hard_timeout": 8.0}
+"""A daemon that is stalled from one level to the next passes the lower one over, so they are seconds apart."""
+
 CONFIG: dict[str, Any] = {
-    **QUICK,
+    "session": {"ttl": 12.0, "keepalive": 1.0, "rpc_deadline": 1.0, "margin": 0.2},
     "gpu_lock_monitor": {"timeout_levels": LEVELS, "monitor_interval": 60.0},
-    "settle": {"grace": 1.0},
+    "settle": {"grace": 4.0},
 }
 
 LEAVES_WHEN_ASKED = """
@@ -125,7 +127,7 @@ def told(daemon: Daemon, task: str) -> list[tuple[str, str | None]]:
 def test_a_run_is_warned_of_asked_and_ended(daemon: Daemon, start: Start, tmp_path: Path) -> None:
     """Each level once, on its own time, with the full check a minute away."""
     script = f"trap 'echo asked >> {tmp_path}/asked' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done"
-    run = start("run", "--task", "all-levels", "--", "bash", "-c", script, GPULOCKD_SETTLE_GRACE="1")
+    run = start("run", "--task", "all-levels", "--", "bash", "-c", script, GPULOCKD_SETTLE_GRACE="0.3")
     assert run.wait(60) == 137
     assert told(daemon, "all-levels") == [
         ("timeout_warned", "warning"),
@@ -142,10 +144,10 @@ def test_the_first_line_names_the_limits(start: Start) -> None:
     """Who is stopped in an hour must know it now."""
     usual = start("run", "--", "true")
     assert usual.wait() == 0
-    assert "limits warning 1.0 s, soft 2.5 s, hard 6.0 s" in usual.said.splitlines()[0]
+    assert "limits warning 1.0 s, soft 4.0 s, hard 8.0 s" in usual.said.splitlines()[0]
     longer = start("run", "--timeout", "1h", "--", "true")
     assert longer.wait() == 0
-    assert "limits warning 10:00, soft 25:00, hard 1:00:00" in longer.said
+    assert "limits warning 7:30, soft 30:00, hard 1:00:00" in longer.said
     none = start("run", "--timeout", "none", "--", "true")
     assert none.wait() == 0
     assert "no limits" in none.said.splitlines()[0]
@@ -153,7 +155,7 @@ def test_the_first_line_names_the_limits(start: Start) -> None:
 
 def test_without_limits_a_run_is_left_alone(daemon: Daemon, start: Start) -> None:
     """`--timeout none` means the levels too."""
-    run = start("run", "--task", "endless", "--timeout", "none", "--", "sleep", "7")
+    run = start("run", "--task", "endless", "--timeout", "none", "--", "sleep", "9.5")
     assert run.wait(60) == 0
     assert told(daemon, "endless") == []
 
@@ -221,8 +223,8 @@ def test_a_daemon_that_was_away_acts_on_the_highest_level_and_never_twice(tmp_pa
 
 @pytest.fixture(scope="module")
 def watching() -> Iterator[Daemon]:
-    """A daemon whose tasks must be heard of every second."""
-    heartbeat = {"interval": 0.2, "timeout": 1.0}
+    """A daemon whose tasks must be heard of every few seconds."""
+    heartbeat = {"interval": 0.2, "timeout": 4.0}
     config = CONFIG | {"gpu_lock_monitor": {"heartbeat": heartbeat, "monitor_interval": 0.3}}
     with one_daemon(config=config) as running:
         yield running
@@ -257,7 +259,7 @@ def test_a_body_that_computes_without_a_word_is_not_touched(watching: Daemon) ->
     busy = run_program(watching, OVERSTAYS.replace("rude", "busy").replace("time.sleep(0.1)", "pass"))
     try:
         assert said(busy) == "begun"
-        until_blocking(lambda: leases(watching, "busy")[0]["held_s"] > 4)
+        until_blocking(lambda: leases(watching, "busy")[0]["held_s"] > 6)
         assert told(watching, "busy") == []
     finally:
         busy.kill()

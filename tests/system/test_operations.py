@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import QUICK, Daemon
+from tests.daemons import Daemon
 from tests.system.commands import ROOT, clean_env, one_daemon
 
 PAGE = ROOT / "docs" / "operations.md"
@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DO
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon in whose pool somebody has held a gpu."""
-    with one_daemon(config=QUICK) as running:
+    with one_daemon() as running:
         yield running
 
 

@@ -124,7 +124,7 @@ def _daemon(env: dict[str, str], folder: Path) -> Iterator[None]:
     with said.open("wb") as log:
         process = subprocess.Popen(words, env=env, cwd=folder, stdout=log, stderr=log)
     try:
-        until_blocking(lambda: " ready: " in said.read_text() or process.poll() is not None)
+        until_blocking(lambda: " ready: " in said.read_text() or process.poll() is not None, 90)
         assert process.poll() is None, said.read_text()
         yield
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import anyio.from_thread
 import pytest
 
-from tests.daemons import QUICK, Daemon, Reply, Wire, running_daemon
+from tests.daemons import Daemon, Reply, Wire, running_daemon
 from tests.states import until_blocking
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -27,7 +27,7 @@ pytestmark = [
 SEEN_MS = 30_000
 DESK, PHONE = (1366, 768), (390, 844)
 RULES = [{"name": "CROWDED", "condition": "queue_length >= 0", "level": "warning", "message": "队列过长"}]
-CONFIG = QUICK | {"gpu_lock_monitor": {"monitor_interval": 0.3}, "alerts": RULES}
+CONFIG = {"gpu_lock_monitor": {"monitor_interval": 0.3}, "alerts": RULES}
 
 NO_TIMERS = "window.setInterval = () => 0;"
 """Takes the page its regular looks, so that only the stream can bring something."""
@@ -65,6 +65,11 @@ class Stage:
             yield
         finally:
             self._portal.call(wire.aclose)
+            until_blocking(lambda: task not in [one["task"] for one in self.ask("GET", "/api/v1/queue").json["queue"]])
+
+    def has_counted(self) -> None:
+        """Wait until the daemon has counted the wait of somebody who holds or has held."""
+        until_blocking(lambda: b'id="waits-table"' in self.ask("GET", "/").body)
 
     def tasks(self) -> list[str]:
         """Who holds something."""
@@ -95,7 +100,8 @@ def browser() -> Iterator[Any]:
     """One browser; Playwright's loop stays in this thread until the module ends, so its tests are plain functions."""
     with playwright.sync_playwright() as driver:
         # As root Chromium has no sandbox; the page is our own.
-        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        made = driver.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=3 * SEEN_MS)
         yield made
         made.close()
 
@@ -238,6 +244,7 @@ def test_drain_rollback_and_acknowledge_by_button(browser: Any, lit: Stage) -> N
 def test_without_scripts_it_is_plain_tables(browser: Any, lit: Stage) -> None:
     """A text browser, and a person who trusts no script, see the same facts."""
     with lit.held("plain-holder", gpus=[0]), lit.waiting("plain-waiter", gpus=[0]):
+        lit.has_counted()
         with tab(browser, lit, java_script_enabled=False) as seen:
             seen.sees("#gpu-0", "plain-holder")
             seen.sees("#part-queue table", "plain-waiter")
@@ -255,6 +262,7 @@ def test_it_fits_and_can_be_read(browser: Any, lit: Stage, size: tuple[int, int]
     """Nobody scrolls sideways, and text stands out from its ground, by day and by night."""
     long = "a-very-long-task-name-" * 5
     with lit.held(long, gpus=[0, 1]), lit.waiting("w" * 120, gpus=[1]):
+        lit.has_counted()
         with tab(browser, lit, size, color_scheme=scheme) as seen:
             seen.sees("#gpu-1", long[:40])
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0]

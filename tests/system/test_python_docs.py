@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import QUICK, Daemon
+from tests.daemons import Daemon
 from tests.system.commands import ROOT, clean_env, one_daemon
 
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -19,7 +19,7 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """Two simulated GPUs."""
-    with one_daemon(config=QUICK) as running:
+    with one_daemon() as running:
         yield running
 
 

@@ -47,7 +47,7 @@ async def test_the_wait_limit_ends_the_wait_for_a_guard_and_its_error_names_the_
         async with running_daemon(config=REQUIRED, base=base) as daemon:
             assert await daemon.stop() == 0
         with holders(tmp_path / "h", daemon) as start:
-            limited = start.start("limited", wish="{'max_wait_time': 1}")
+            limited = start.start("limited", wish="{'max_wait_time': 3}")
             impatient = start.start("impatient", wish="{'max_wait_time': 0}")
             for refused in (limited, impatient):
                 await refused.is_out()
@@ -77,7 +77,7 @@ async def test_the_wait_limit_ends_the_wait_for_a_guard_that_was_killed(tmp_path
         async with running_daemon(config=patient, base=base) as daemon:
             await daemon.kill()
         with holders(tmp_path / "h", daemon) as start:
-            limited = start.start("limited", wish="{'max_wait_time': 1}")
+            limited = start.start("limited", wish="{'max_wait_time': 3}")
             await limited.is_out()
             assert limited.said("in") is None
             assert "its guard cannot be reached" in (limited.said("lost") or "")

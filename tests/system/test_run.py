@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def read_all(daemon: Daemon) -> list[object]:
 
 def hold(start: Start, daemon: Daemon, *words: str) -> Started:
     """Hold both GPUs with a sleeping command."""
-    holder = start("run", "-q", "-n", "2", "--task", "holder", *words, "--", "sleep", "60")
+    holder = start("run", "-q", "-n", "2", "--task", "holder", *words, "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "holder"))
     return holder
 
@@ -126,7 +127,8 @@ def test_released_is_said_only_if_the_ledger_confirms_it(daemon: Daemon) -> None
     take = f"kill -STOP $PPID; {sys.executable} -m gpulockd release 0; kill -CONT $PPID"
     done = call(daemon, "run", "--gpu", "0", "--", "sh", "-c", f"({take}) & wait")
     assert "took GPU 0" in done.stdout
-    assert "had ended before it was given back (it was revoked by an operator)" in done.stderr
+    # It hears of the loss, or finds it when it gives the lease back.
+    assert re.search("(had ended before it was given back .|was lost: )it was revoked by an operator", done.stderr)
     assert "released GPU" not in done.stderr
 
 
@@ -184,7 +186,7 @@ def test_interrupting_a_wait_leaves_the_queue_with_130(daemon: Daemon, start: St
     until_blocking(lambda: queued(daemon, "waiter") and "place 1 of 1" in waiter.said)
     waiter.process.send_signal(signal.SIGINT)
     assert waiter.wait() == 130
-    until_blocking(lambda: not queued(daemon, "waiter"), within_s=3)
+    until_blocking(lambda: not queued(daemon, "waiter"))
     assert read_json(tmp_path / "r")["outcome"] == "interrupted"
 
 
@@ -195,7 +197,7 @@ def test_ending_a_wait_with_sigterm_leaves_the_queue_too(daemon: Daemon, start: 
     until_blocking(lambda: queued(daemon, "waiter"))
     waiter.process.terminate()
     assert waiter.wait() == 143
-    until_blocking(lambda: not queued(daemon, "waiter"), within_s=3)
+    until_blocking(lambda: not queued(daemon, "waiter"))
 
 
 def test_a_waiter_is_told_its_place_and_the_holder_then_what_it_got(daemon: Daemon, start: Start) -> None:
@@ -264,7 +266,7 @@ def test_the_command_finds_its_gpus_and_lease_in_its_environment(daemon: Daemon,
 
 def test_a_run_inside_a_run_joins_instead_of_waiting_for_itself(daemon: Daemon, start: Start) -> None:
     """Scripts that lock call scripts that lock."""
-    start("run", "-q", "--gpu", "1", "--task", "other", "--", "sleep", "60")
+    start("run", "-q", "--gpu", "1", "--task", "other", "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "other"))
     inner = f"{sys.executable} -m gpulockd run -q --wait 5 -- sh -c 'echo $GPULOCKD_LEASE $CUDA_VISIBLE_DEVICES'"
     done = call(daemon, "run", "-q", "--", "sh", "-c", f"echo $GPULOCKD_LEASE $CUDA_VISIBLE_DEVICES; {inner}; {inner}")
@@ -293,7 +295,7 @@ def test_a_python_program_inside_a_run_joins_it(daemon: Daemon) -> None:
 
 def test_memory_shares_a_card(daemon: Daemon, start: Start) -> None:
     """Two budgets fit on one card."""
-    start("run", "-q", "--gpu", "0", "--memory", "8G", "--task", "half", "--", "sleep", "60")
+    start("run", "-q", "--gpu", "0", "--memory", "8G", "--task", "half", "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "half"))
     assert call(daemon, "run", "-q", "--gpu", "0", "--memory", "8G", "--no-wait", "--", "true").returncode == 0
     assert call(daemon, "run", "-q", "--gpu", "0", "--no-wait", "--", "true").returncode == 75
@@ -316,7 +318,7 @@ def test_standard_input_and_output_pass_through(daemon: Daemon) -> None:
         stdin=read,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     os.close(read)
     assert (done.stdout, done.stderr) == ("through\n", "")

@@ -14,9 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from gpulockd.cli.keeping import DEFAULT_GRACE_S
 from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until, until_blocking
-from tests.system.commands import Started, ask, call, clean_env, leases, lives, one_daemon, queued, read_json
+from tests.system.commands import (
+    Started,
+    ask,
+    call,
+    clean_env,
+    is_followed,
+    leases,
+    lives,
+    one_daemon,
+    queued,
+    read_json,
+)
 
 Start = Callable[..., Started]
 QUICK = {"session": {"ttl": 4.0, "keepalive": 0.5, "rpc_deadline": 0.5, "margin": 0.2, "claim_window": 0.6}}
@@ -81,7 +93,7 @@ def test_interrupting_after_the_command_ends_what_it_left(start: Start, tmp_path
     orphan = pid_in(tmp_path / "pid")
     until_blocking(lambda: "the command has ended" in run.said)
     run.process.send_signal(signal.SIGINT)
-    run.wait(5)
+    run.wait()
     assert not lives(orphan)
 
 
@@ -91,15 +103,15 @@ def test_the_command_dies_with_its_wrapper_and_the_lease_ends(daemon: Daemon, st
     pid = pid_in(tmp_path / "pid")
     until_blocking(lambda: leases(daemon, "killed"))
     run.process.kill()
-    until_blocking(lambda: not lives(pid), within_s=2)
-    until_blocking(lambda: not leases(daemon, "killed"), within_s=12)
+    until_blocking(lambda: not lives(pid))
+    until_blocking(lambda: not leases(daemon, "killed"))
 
 
 def test_children_from_before_are_no_part_of_the_run(daemon: Daemon, tmp_path: Path) -> None:
     """A shell that execs the wrapper leaves it its background jobs; neither it nor the daemon ends them."""
     script = f"sleep 60 & echo $! > {tmp_path}/pid; exec {sys.executable} -m gpulockd run -q --timeout 1 -- sleep 50"
     env = clean_env(GPULOCKD_SOCKET=daemon.socket)
-    done = subprocess.run(["sh", "-c", script], env=env, timeout=30, stdout=subprocess.DEVNULL)
+    done = subprocess.run(["sh", "-c", script], env=env, timeout=60, stdout=subprocess.DEVNULL)
     stranger = pid_in(tmp_path / "pid")
     try:
         assert done.returncode == 143
@@ -122,7 +134,7 @@ def test_the_wrapper_dies_and_children_from_before_live_on(daemon: Daemon, tmp_p
     left_pid, stranger = pid_in(tmp_path / "left"), pid_in(tmp_path / "pid")
     try:
         until_blocking(lambda: leases(daemon, "leaver"))
-        time.sleep(1.5)  # two looks of the guard
+        until_blocking(lambda: is_followed(daemon, left_pid))
         wrapper.kill()
         wrapper.wait()
         until_blocking(lambda: not lives(left_pid))
@@ -141,12 +153,11 @@ def test_the_hard_limit_ends_the_whole_run(daemon: Daemon, start: Start, tmp_pat
         *("run", "--timeout", "500ms", "--report", str(tmp_path / "r"), "--", "bash", "-c", script),
         GPULOCKD_SETTLE_GRACE="1",
     )
-    began = time.monotonic()
     assert run.wait() == 137
-    assert 1.0 < time.monotonic() - began < 8.0
     assert "limits hard 0.5 s" in run.said
     said = read_json(tmp_path / "r")
     assert (said["outcome"], said["exit"]) == ("hard_timeout", 137)
+    assert 1.0 < said["held_s"] < DEFAULT_GRACE_S
     assert not lives(pid_in(tmp_path / "pid"))
 
 
@@ -158,11 +169,11 @@ def test_a_stopped_run_that_says_0_has_not_finished(start: Start, tmp_path: Path
 
 def test_a_lost_lease_stops_the_command(daemon: Daemon, start: Start, tmp_path: Path) -> None:
     """Who has lost the GPU must not go on using it."""
-    run = start("run", "--task", "loser", "--report", str(tmp_path / "r"), "--", "sleep", "60")
+    run = start("run", "--task", "loser", "--report", str(tmp_path / "r"), "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "loser") and "got GPU" in run.said)
     taken = call(daemon, "release", leases(daemon, "loser")[0]["id"])
     assert taken.returncode == 0, taken.stderr
-    assert run.wait(12) == 143
+    assert run.wait() == 143
     assert "lost" in run.said
     assert "revoked" in run.said
     assert read_json(tmp_path / "r")["outcome"] == "lost"
@@ -170,7 +181,7 @@ def test_a_lost_lease_stops_the_command(daemon: Daemon, start: Start, tmp_path: 
 
 def test_a_run_keeps_its_lease_by_itself(daemon: Daemon, start: Start) -> None:
     """The session lives on its own keepalives, long after the daemon's have ended."""
-    start("run", "-q", "--task", "long", "--", "sleep", "60")
+    start("run", "-q", "--task", "long", "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "long"))
     first = leases(daemon, "long")[0]
     time.sleep(1.5 * QUICK["session"]["ttl"])  # there is no state to wait for: nothing may happen
@@ -181,8 +192,8 @@ def test_a_run_keeps_its_lease_by_itself(daemon: Daemon, start: Start) -> None:
 async def test_a_run_and_its_waiter_survive_a_killed_daemon(tmp_path: Path) -> None:
     """A restart of the daemon is nothing to a run, and a waiter keeps its place."""
     async with daemon_folder() as base:
-        async with running_daemon(base=base, config=QUICK) as first:
-            holder = Started(first, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "60")
+        async with running_daemon(base=base) as first:
+            holder = Started(first, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "300")
             await until(lambda: leases(first, "holder"))
             token = leases(first, "holder")[0]["token"]
             waiter = Started(first, tmp_path, "run", "--task", "waiter", "--", "true")
@@ -190,7 +201,7 @@ async def test_a_run_and_its_waiter_survive_a_killed_daemon(tmp_path: Path) -> N
             ticket = queued(first, "waiter")[0]["id"]
             await first.kill()
         try:
-            async with running_daemon(base=base, config=QUICK) as second:
+            async with running_daemon(base=base) as second:
                 await until(lambda: [one["id"] for one in queued(second, "waiter")] == [ticket])
                 assert [lease["token"] for lease in leases(second, "holder")] == [token]
                 holder.process.terminate()

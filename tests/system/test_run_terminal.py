@@ -34,7 +34,7 @@ class Shell:
         self.shown = ""
         os.write(self._terminal, text.encode())
 
-    def see(self, text: str, within_s: float = 15.0) -> None:
+    def see(self, text: str, within_s: float = 30.0) -> None:
         """Wait until the terminal shows it."""
         deadline = time.monotonic() + within_s
         while text not in self.shown:
@@ -75,7 +75,7 @@ def shell(daemon: Daemon) -> Iterator[Shell]:
 
 def test_ctrl_c_ends_the_command_and_the_run(shell: Shell) -> None:
     """Both are in the foreground."""
-    shell.type(f"{RUN} -- sleep 60\n")
+    shell.type(f"{RUN} -- sleep 300\n")
     shell.see("got GPU 0")
     shell.type("\x03")
     shell.see("released GPU 0")
@@ -96,7 +96,7 @@ def test_ctrl_c_is_the_commands_own_once_and_its_exit_code_too(shell: Shell, dae
 
 def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
     """Job control works as without us."""
-    shell.type(f"{RUN} -- sleep 3\n")
+    shell.type(f"{RUN} -- sleep 6\n")
     shell.see("got GPU 0")
     shell.type("\x1a")
     shell.see("the GPU stays taken until the hard limit")
@@ -108,7 +108,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
 
 def test_a_wait_is_one_line_refreshed_in_place_and_ctrl_c_leaves_it(shell: Shell, daemon: Daemon) -> None:
     """A queue must not scroll the terminal away."""
-    shell.type(f"{RUN} -q --task holder -- sleep 60 &\n")
+    shell.type(f"{RUN} -q --task holder -- sleep 300 &\n")
     until_blocking(lambda: leases(daemon, "holder"))
     shell.type(f"{RUN} --task waiter -- true\n")
     shell.see("\r\x1b[Kgpulockd: waiting: place 1 of 1")

@@ -157,7 +157,11 @@ def test_a_process_lives_until_its_last_thread_ends() -> None:
     if number is None:
         pytest.skip("the number of the system call `exit` is known for x86_64 and aarch64 only")
     with program(f"""
-        threading.Thread(target=lambda: (time.sleep(0.3), say('on'), rest())).start()
+        def go_on():
+            while open('/proc/self/stat').read().rpartition(')')[2].split()[0] != 'Z': time.sleep(0.01)
+            say('on')
+            rest()
+        threading.Thread(target=go_on).start()
         say(os.getpid())
         ctypes.CDLL(None).syscall({number}, 0)
     """) as started:
@@ -268,16 +272,18 @@ REUSED_PEER = """
     door = socket.socket(socket.AF_UNIX); door.bind(PATH); door.listen()
     pid = child(leave_socket_to_child)
     os.waitpid(pid, 0); time.sleep(0.1)
+    heard, told = os.pipe()
     def stranger():
         if KEPT: os.setuid(65534)
+        os.write(told, b'.')
         rest()
     for _ in range(200):
         open('/proc/sys/kernel/ns_last_pid', 'w').write(str(pid - 1))
         got = child(stranger)
+        os.read(heard, 1)
         if got == pid:
             break
         os.kill(got, 9); os.waitpid(got, 0)
-    time.sleep(0.2)
     connected, _ = door.accept()
     say(got == pid, peer_of(connected, ask_pidfd=ASK))
 """
@@ -605,12 +611,15 @@ async def test_ending_asks_first_and_kills_what_stays() -> None:
     with program("""
         def stubborn():
             signal.signal(signal.SIGTERM, lambda *_: say('asked', child(rest)))
+            os.write(told, b'.')
             while True: rest()
         def obedient():
             signal.signal(signal.SIGTERM, lambda *_: (say('saved'), os._exit(0)))
+            os.write(told, b'.')
             rest()
+        heard, told = os.pipe()
         one, two = child(stubborn), child(obedient)
-        time.sleep(0.3)
+        os.read(heard, 1), os.read(heard, 1)
         os.kill(two, signal.SIGSTOP)
         say(one); say(two)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -625,7 +634,7 @@ async def test_ending_asks_first_and_kills_what_stays() -> None:
                 return runs.members("lease")
 
             with anyio.fail_after(60):
-                ended = await end_run(members, grace_s=1.0)
+                ended = await end_run(members, grace_s=4.0)
             assert ended.is_over and not ended.forbidden
             assert {holder, stubborn, obedient} <= ended.asked
             said = {started.line(), started.line()}
@@ -655,10 +664,10 @@ async def test_a_run_that_answers_by_new_processes_is_asked_a_few_times_and_then
             return marked()
 
         with anyio.fail_after(60):
-            ended = await end_run(members, grace_s=2.0)
+            ended = await end_run(members, grace_s=5.0)
         assert ended.is_over and ended.killed
-        assert 2 <= len(ended.asked) <= 11, "once each, and not more often than five times a second"
-        assert looks <= 60
+        assert 2 <= len(ended.asked) <= 26, "once each, and not more often than five times a second"
+        assert looks <= 150
         assert marked() == []
 
 
@@ -667,8 +676,8 @@ async def test_a_fork_in_the_middle_of_the_killing_does_not_escape() -> None:
     with program("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        say('go')
-        while True:
+        for n in range(10**6):
+            if n == 6: say('go')
             if os.fork() == 0: break
             time.sleep(0.01)
         time.sleep(1200)
@@ -693,9 +702,11 @@ async def test_a_member_with_another_lease_is_asked_last() -> None:
     with program("""
         def noted(name, work_s):
             signal.signal(signal.SIGTERM, lambda *_: (time.sleep(work_s), say(name), os._exit(0)))
+            os.write(told, b'.')
             rest()
+        heard, told = os.pipe()
         one, two = child(lambda: noted('keeper', 0)), child(lambda: noted('plain', 0.5))
-        time.sleep(0.3)
+        os.read(heard, 1), os.read(heard, 1)
         say(one); say(two)
         rest()
     """) as started:
@@ -713,7 +724,7 @@ async def test_a_member_with_another_lease_is_asked_last() -> None:
                 return runs.members("lease")
 
             with anyio.fail_after(60):
-                ended = await end_run(members, 2.0, last)
+                ended = await end_run(members, 20.0, last)
             assert ended.is_over and {holder, keeper, plain} == ended.asked
             assert [started.line(), started.line()] == ["plain", "keeper"]
 
@@ -830,7 +841,7 @@ async def test_a_process_is_described_without_its_arguments(tmp_path: Path) -> N
         assert popen.stdout is not None and popen.stdout.readline() == "go\n"
         process = identify(popen.pid)
         assert process is not None and user_of(process) == os.getuid()
-        said = await describe(process, Memories())
+        said = await describe(process, Memories(deadline_s=60))
         assert said.endswith(f" train.py (pid {popen.pid}, user {_me()})") and "secret" not in said
         said = await describe(process, Memories(deadline_s=0))
         assert said.startswith("python") and "train.py" not in said, "one that does not answer has the kernel's name"

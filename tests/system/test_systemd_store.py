@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpulockd.daemon import storeunit
+from gpulockd.daemon import storesocket, storeunit
 from gpulockd.daemon.embedded import EmbeddedStore
 from gpulockd.daemon.folders import Folders, prepare, resolve
 from gpulockd.daemon.server import ServerLog, find_binary
@@ -57,8 +57,9 @@ class Unit:
 
 
 @pytest.fixture(params=["valkey", "redis70"])
-def unit(request: pytest.FixtureRequest) -> Iterator[Unit]:
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
     """The unit in folders of its own, with each of the two servers."""
+    monkeypatch.setattr(storesocket, "READY_DEADLINE_S", 60.0)  # a slow machine needs its time to start Python
     binary = valkey_binary() if request.param == "valkey" else redis70_binary()
     if binary is None:
         pytest.skip(f"no {request.param} server")

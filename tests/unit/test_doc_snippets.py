@@ -81,16 +81,18 @@ def test_the_languages_of_a_page_are_ones_that_are_run(page: str) -> None:
     assert {block.language for block in blocks(page)} <= {"python", "sh", "diff"}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each block sees what those before it have imported, as a reader does."""
     text = program(page, blocks(page)).replace("/tmp/", f"{tmp_path}/")
     done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
+        [sys.executable, "-c", text], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=110
     )
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES)
 def test_the_shell_of_a_page_runs(page: str, daemon: Daemon, environment: dict[str, str], tmp_path: Path) -> None:
     """With the port and the lock files of this test in the place of the documented ones."""
@@ -99,6 +101,6 @@ def test_the_shell_of_a_page_runs(page: str, daemon: Daemon, environment: dict[s
             line = block.text.replace(DOCUMENTED, daemon.url).replace("/tmp/", f"{tmp_path}/")
             line = line.replace("curl ", "curl -fsS ")
             done = subprocess.run(
-                ["bash", "-eu", "-c", line], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
+                ["bash", "-eu", "-c", line], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=110
             )
             assert done.returncode == 0, f"{page}:{block.line}: {done.stderr}"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ def test_a_line_counts_from_when_it_was_said() -> None:
     word.asked()
     word.heard({"pool": "here", "at_ms": ms(now_s)})
     word.heard({"alive": True, "at_ms": ms(now_s + 30)})
-    assert abs(word.at_s - (now_s + 30)) < 1
+    assert abs(word.at_s - (now_s + 30)) < 10
     word.heard({"alive": True, "at_ms": ms(now_s + 10)})
     word.heard({"admitted": "lease", "token": 1})
-    assert abs(word.at_s - (now_s + 30)) < 1
+    assert abs(word.at_s - (now_s + 30)) < 10
 
 
 def test_lines_that_nobody_has_read_yet_count_too() -> None:
@@ -54,9 +54,9 @@ def test_lines_that_nobody_has_read_yet_count_too() -> None:
     word, now_s = LastWord(), boottime_s()
     word.asked()
     word.heard({"pool": "here", "at_ms": ms(now_s)})
-    lines = b"".join(b'{"alive":true,"at_ms":%d}\n' % ms(now_s + part) for part in (5, 10, 15))
+    lines = b"".join(b'{"alive":true,"at_ms":%d}\n' % ms(now_s + part) for part in (20, 40, 60))
     word.waits_unread(lines + b'{"alive":true,"at_ms":17')
-    assert abs(word.at_s - (now_s + 15)) < 1
+    assert abs(word.at_s - (now_s + 60)) < 10
 
 
 def test_a_guard_in_another_time_namespace_is_understood() -> None:
@@ -64,9 +64,9 @@ def test_a_guard_in_another_time_namespace_is_understood() -> None:
     word, now_s = LastWord(), boottime_s()
     word.asked()
     word.heard({"pool": "here", "at_ms": ms(now_s - 5_000)})
-    assert abs(word.at_s - now_s) < 1
-    word.heard({"alive": True, "at_ms": ms(now_s - 5_000 + 20)})
-    assert abs(word.at_s - (now_s + 20)) < 1
+    assert abs(word.at_s - now_s) < 10
+    word.heard({"alive": True, "at_ms": ms(now_s - 5_000 + 40)})
+    assert abs(word.at_s - (now_s + 40)) < 10
 
 
 def test_a_guard_of_before_is_trusted_when_it_is_read() -> None:
@@ -106,24 +106,34 @@ class Door:
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
-        self.closed = False
+        self.connections = 0
         self.thinks_again = self.is_silent = self.greets_nobody = False
         self._writer: asyncio.StreamWriter | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: who says hello is greeted, who asks is let in."""
         self._writer = writer
-        while line := await reader.readline():  # until the link is closed
-            said = json.loads(line)
-            self.heard.append(said)
-            if said["verb"] == "hello" and not self.greets_nobody:
-                self.say(pool="here", admitted=[], at_ms=ms(boottime_s()))
-            elif said["verb"] == "admit" and not self.is_silent:
-                self.say(admitted=said["lease"]["id"], token=said["lease"]["token"])
-                if self.thinks_again:
-                    self.say(lost=said["lease"]["id"], token=said["lease"]["token"], reason="lapsed")
-        writer.close()
-        self.closed = True
+        self.connections += 1
+        try:
+            while line := await reader.readline():  # until the link is closed
+                self.answer(json.loads(line))
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.connections -= 1
+
+    def answer(self, said: dict[str, Any]) -> None:
+        """Keep a line, and answer it."""
+        self.heard.append(said)
+        if said["verb"] == "hello" and not self.greets_nobody:
+            self.say(pool="here", admitted=[], at_ms=ms(boottime_s()))
+        elif said["verb"] == "admit" and not self.is_silent:
+            self.say(admitted=said["lease"]["id"], token=said["lease"]["token"])
+            if self.thinks_again:
+                self.say(lost=said["lease"]["id"], token=said["lease"]["token"], reason="lapsed")
 
     def say(self, **words: object) -> None:
         """One line."""
@@ -144,7 +154,7 @@ async def door_in(folder: Path) -> AsyncIterator[Door]:
         yield door
     finally:
         server.close()
-        await until(lambda: door.closed)
+        await until(lambda: not door.connections)
 
 
 async def test_a_late_loss_ends_no_later_grant_of_its_ticket(tmp_path: Path) -> None:

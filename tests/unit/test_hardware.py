@@ -188,7 +188,7 @@ async def test_a_hung_driver_costs_one_deadline_and_one_thread(binding: Callable
     release = threading.Event()
 
     def hang() -> None:
-        release.wait(30)
+        release.wait(100)
 
     binding(FakeNvml([("GPU-0", "H200", None)], hang))
     cards = NvmlCards(deadline_s=0.1)
@@ -196,8 +196,9 @@ async def test_a_hung_driver_costs_one_deadline_and_one_thread(binding: Callable
         with pytest.raises(NvmlUnavailable, match=r"has not answered for 0\.1 s"):
             await cards.list()
         began = time.monotonic()
-        with pytest.raises(NvmlUnavailable, match="still hangs"):
-            await cards.list()
-        assert time.monotonic() - began < 0.1
+        for _ in range(300):  # a deadline for each would take half a minute
+            with pytest.raises(NvmlUnavailable, match="still hangs"):
+                await cards.list()
+        assert time.monotonic() - began < 20
     finally:
         release.set()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemons import QUICK, ROOT, Daemon
+from tests.daemons import ROOT, STEADY, Daemon
 from tests.states import until_blocking
 from tests.system.commands import one_daemon
 
@@ -85,7 +85,7 @@ def services(folder: Path) -> Iterator[Services]:
     """The services on a host with one GPU, whose own store is broker and keeps the results."""
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        daemon = stack.enter_context(one_daemon(config=QUICK, simulate=1))
+        daemon = stack.enter_context(one_daemon(config=STEADY, simulate=1))
         broker = f"redis+socket://{daemon.store_url.removeprefix('unix://')}?virtual_host=7"
         for name, value in {
             "GPULOCKD_SOCKET": daemon.socket,

@@ -21,7 +21,7 @@ from gpulockd.compat.yivideo import (
     gpu_lock,
     lock_manager,
 )
-from tests.daemons import QUICK, Daemon
+from tests.daemons import STEADY, Daemon
 from tests.pools import client_here, environment, offer, simulated
 from tests.servers import Server
 from tests.states import until_blocking
@@ -219,7 +219,7 @@ def test_tasks_tell_how_far_they_are(here: None) -> None:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon with one GPU."""
-    with one_daemon(config=QUICK, simulate=1) as made, pytest.MonkeyPatch.context() as patch:
+    with one_daemon(config=STEADY, simulate=1) as made, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPULOCKD_SOCKET", made.socket)
         yield made
         process.say_goodbye()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemons import QUICK, ROOT, Daemon
+from tests.daemons import ROOT, STEADY, Daemon
 from tests.states import until_blocking
 from tests.system.commands import clean_env, one_daemon
 
@@ -36,7 +36,7 @@ with gpu_lock(task="paddleocr", task_id="paddleocr_task_123") as lease:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon with one GPU."""
-    with one_daemon(config=QUICK, simulate=1) as made:
+    with one_daemon(config=STEADY, simulate=1) as made:
         yield made
 
 

@@ -67,6 +67,9 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._watch = Watch(self._end)
         self._due = anyio.Event()
+        self._asked: dict[Process, str] = {}
+        self.held = 0
+        """How often a holder or a member came by its own word: whom they have started has not been looked for."""
 
     def __enter__(self) -> Self:
         self._watch.__enter__()
@@ -108,6 +111,7 @@ class Runs:
         """
         # Watched first: a member whose death nobody would tell is worse than an error.
         self._watch.add(member, pidfd)
+        self.held += 1
         run = self._runs.setdefault(lease, Run(lease, self._spared))
         run.members.add(member)
         return run
@@ -153,23 +157,34 @@ class Runs:
         """
         table, took_s = await take_timed(read_table)
         shown = {lease: tuple(card_pids(lease)) for lease in list(self._runs)}
-        asked = {table[pid].process for pids in shown.values() for pid in pids if pid in table}
-        self._take(table, shown, await self._memories.leases(asked))
+        self._asked = {}
+        self._take(table, shown, await self._tags(table, shown))
         return took_s
 
-    async def look(self) -> float:
-        """Look for new descendants of the members alone, as `scan`, for much less.
+    async def look(self, card_pids: CardPids = no_cards, leases: Collection[str] | None = None) -> float:
+        """Look for new descendants of the members alone, and at what their cards show, as `scan`, for much less.
 
+        :param leases: only at these runs; None: at all
         :raises TimeoutError: if /proc does not answer
         """
-        pids = {process.pid for run in self._runs.values() for process in run.members}
+        runs = [run for lease, run in self._runs.items() if leases is None or lease in leases]
+        shown = {run.lease: tuple(card_pids(run.lease)) for run in runs}
+        pids = {process.pid for run in runs for process in run.members}.union(*shown.values())
         table, took_s = await take_timed(lambda: read_family(pids))
-        self._take(table, {}, {})
+        self._take(table, shown, await self._tags(table, shown))
         return took_s
+
+    async def _tags(self, table: Table, shown: Mapping[str, Collection[int]]) -> Mapping[Process, str]:
+        """The lease that processes on cards were started in; who is known already, or was asked since the last scan, is
+        not asked."""
+        on_cards = {lease: {table[pid].process for pid in pids if pid in table} for lease, pids in shown.items()}
+        new = {one for lease, found in on_cards.items() for one in found - self.members(lease)} - self._asked.keys()
+        self._asked |= dict.fromkeys(new, "") | await self._memories.leases(new)
+        return self._asked
 
     def _take(self, table: Table, shown: Mapping[str, Collection[int]], tags: Mapping[Process, str]) -> None:
         children = children_of(table)
-        for lease, run in list(self._runs.items()):
+        for lease, run in [(lease, run) for lease, run in self._runs.items() if lease in shown]:
             found = run_of(
                 run.holders,
                 table,

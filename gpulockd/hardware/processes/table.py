@@ -58,6 +58,11 @@ def read_family(pids: Collection[int]) -> Table:
     return found
 
 
+def tells_children() -> bool:
+    """Whether this kernel tells the children of a process, so that `read_family` finds them."""
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+
+
 def _children_now(pid: int) -> list[int]:
     children: list[int] = []
     try:

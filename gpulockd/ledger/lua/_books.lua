@@ -50,15 +50,23 @@ function books.start(keys, args)
   if not redis then redis, cjson, string, table, math, ipairs, pairs, next, tonumber, setmetatable, unpack = globals() end
   KEYS, ARGV = keys, args
   names = names_of(keys[1])
-  books.freed, books.terms_changed, books.token_raised, cold_fields = {}, false, false, nil
+  books.freed, books.terms_changed, books.token_raised, books.taken, cold_fields = {}, false, false, nil, nil
   if books.changed[1] then books.changed = {} end
   gpus.forget()
   tickets.forget()
   holding_back.forget()
 end
 
+local TEXTS_KNOWN = 512
+local texts, texts_known = {}, 0   -- number -> its digits: a call writes the same few again and again
+
 local function text(number)
-  return string.format('%d', number)
+  local found = texts[number]
+  if found then return found end
+  if texts_known >= TEXTS_KNOWN then texts, texts_known = {}, 0 end
+  found = string.format('%d', number)
+  texts[number], texts_known = found, texts_known + 1
+  return found
 end
 
 function books.note(field, value)
@@ -109,6 +117,24 @@ local function read_terms(packed)
   return terms_of[packed]
 end
 
+-- What the state's text says is kept beside the text: the next call that reads the same need not take it apart.
+local function keep_state(state, last_ms, clock_ms, stamp, seq, due_ms)
+  names.state, names.last_ms, names.clock_ms, names.stamp, names.seq, names.due_ms = state, last_ms, clock_ms, stamp, seq, due_ms
+end
+
+local function read_state(state)
+  local last_ms, clock_ms, stamp, seq, due_ms = string.match(state, '(%S+) (%S+) (%S+) (%S+) (%S+)')
+  keep_state(state, last_ms + 0, clock_ms + 0, stamp + 0, seq + 0, due_ms + 0)
+end
+
+-- The state as it is after `events` more.
+local function state_text(events)
+  local wall_ms, now, stamp, seq, due_ms = books.wall_ms, books.now, meta.stamp, meta.seq + events, meta.due_ms
+  local state = text(wall_ms) .. ' ' .. text(now) .. ' ' .. text(stamp) .. ' ' .. text(seq) .. ' ' .. text(due_ms)
+  keep_state(state, wall_ms, now, stamp, seq, due_ms)
+  return state
+end
+
 -- Reads the books and moves the clock. `terms` (the pool's session times) are given by the verbs that may open a
 -- pool; for all others a pool without books is unopened. Returns false then.
 function books.open(terms, known_pool)
@@ -118,11 +144,12 @@ function books.open(terms, known_pool)
   local wall_ms, run_id = server.time_ms(), server.run_id()
   books.wall_ms = wall_ms
   if state then
-    local last_ms, clock_ms, stamp, seq, due_ms = string.match(state, '(%S+) (%S+) (%S+) (%S+) (%S+)')
-    meta = setmetatable({token = packed[3] + 0, stamp = stamp + 0, seq = seq + 0, due_ms = due_ms + 0,
+    if state ~= names.state then read_state(state) end
+    meta = setmetatable({token = packed[3] + 0, stamp = names.stamp, seq = names.seq, due_ms = names.due_ms,
       gpus = packed[4] or ''},
       terms_of[packed[2]] or read_terms(packed[2]))
-    books.now = clock_ms + math.max(0, math.min(wall_ms - last_ms, meta.step_ms))
+    local last_ms = names.last_ms
+    books.now = names.clock_ms + math.max(0, math.min(wall_ms - last_ms, meta.step_ms))
   else
     meta = setmetatable({token = 0, stamp = 0, seq = 0, due_ms = 0, gpus = '', cards = {}, offered_keys = {}}, NO_TERMS)
     books.now = wall_ms
@@ -132,7 +159,7 @@ function books.open(terms, known_pool)
 end
 
 function books.write()
-  local state = string.format('%d %d %d %d %d', books.wall_ms, books.now, meta.stamp, meta.seq, meta.due_ms)
+  local state = state_text(0)
   if books.terms_changed then
     local words = {}
     for i, name in ipairs(TERMS) do words[i] = IN_MS[name] and text(meta[name]) or meta[name] or '0' end
@@ -145,7 +172,7 @@ function books.write()
   if on_gpus then books.note('gpus', on_gpus) end
   gpus.keep()
   local fields = books.changed
-  if not fields[1] then return redis.call('HSET', names.meta, 'state', state) end
+  if not fields[1] then return state == books.taken or redis.call('HSET', names.meta, 'state', state) end
   fields[#fields + 1] = 'state'
   fields[#fields + 1] = state
   books.changed = {}
@@ -167,12 +194,14 @@ function books.raise_token(token)
   return token
 end
 
--- Token and gpus are written before the lease that has them: a cut in between leaves a gpu taken by nobody.
-function books.take()
+-- Token and gpus are written before the lease that has them: a cut in between leaves a gpu taken by nobody. The state
+-- goes with them as it will be after `events` more, so that mostly nothing is left for `write`.
+function books.take(events)
   local on_gpus, token = gpus.text(), books.token_raised and text(meta.token)
   books.token_raised = false
   if token and on_gpus then
-    redis.call('HSET', names.meta, 'token', token, 'gpus', on_gpus)
+    books.taken = state_text(events)
+    redis.call('HSET', names.meta, 'token', token, 'gpus', on_gpus, 'state', books.taken)
   elseif token then
     redis.call('HSET', names.meta, 'token', token)
   elseif on_gpus then

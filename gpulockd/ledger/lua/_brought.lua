@@ -53,7 +53,7 @@ brought = room(function(brought)
     if old then forget(old, w) end
     books.raise_token(b.token)
     gpus.occupy(w, b.gpus, b.id)
-    books.take()
+    books.take(0)
     local t = ticket_of(session, b, 'held')
     t.token, t.gpus, t.granted_ms = b.token, table.concat(b.gpus, ','), books.now - b.age_ms
     tickets.enter(t)

@@ -8,6 +8,7 @@ gpus = room(function(gpus)
   local changed               -- does the text no longer say what the records do?
   local slots = {}            -- key without hardware -> record, read once a script
   local parsed, wants_known = {}, 0   -- text -> wants, over many calls
+  local lists, lists_known = {}, 0    -- keys joined -> keys, over many calls
 
   -- The offered gpus as the terms have them: by key, and their keys in the order of their index.
   function gpus.cards_of(json)
@@ -67,11 +68,12 @@ gpus = room(function(gpus)
   -- The text that says what sits on the offered gpus, or nil if it has not changed.
   function gpus.text()
     if not changed then return nil end
-    local list = {}
-    for _, key in ipairs(meta.offered_keys) do
-      if on[key].packed then list[#list + 1] = key .. ' ' .. on[key].packed .. ';' end
+    local said, keys = '', meta.offered_keys
+    for i = 1, #keys do
+      local packed = on[keys[i]].packed
+      if packed then said = said .. keys[i] .. ' ' .. packed .. ';' end
     end
-    meta.gpus, changed = table.concat(list), false
+    meta.gpus, changed = said, false
     return meta.gpus
   end
 
@@ -84,7 +86,7 @@ gpus = room(function(gpus)
     if g.shared == 0 and g.exclusive == '' and g.state == 'ready' then
       g.packed = nil
     else
-      g.packed = string.format('%s %s %d %d', g.state, g.exclusive ~= '' and g.exclusive or '-', g.shared, g.used_mib)
+      g.packed = g.state .. ' ' .. (g.exclusive ~= '' and g.exclusive or '-') .. ' ' .. text(g.shared) .. ' ' .. text(g.used_mib)
     end
     if g.offered then
       changed = true
@@ -114,11 +116,14 @@ gpus = room(function(gpus)
     meta.cards, meta.offered_keys, on, changed = cards, keys, after, true
   end
 
+  -- Keys that were joined by commas. The list is for all who ask, so nobody changes it.
   function gpus.split(joined)
-    if not joined or joined == '' then return {} end
-    if not string.find(joined, ',', 1, true) then return {joined} end
-    local list = {}
-    for key in string.gmatch(joined, '[^,]+') do list[#list + 1] = key end
+    local list = lists[joined or '']
+    if list then return list end
+    list = {}
+    for key in string.gmatch(joined or '', '[^,]+') do list[#list + 1] = key end
+    if lists_known > 1024 then lists, lists_known = {}, 0 end
+    lists[joined or ''], lists_known = list, lists_known + 1
     return list
   end
 
@@ -154,7 +159,9 @@ gpus = room(function(gpus)
   -- `allowed(key)` may forbid some.
   function gpus.pick(w, allowed)
     local list = {}
-    for _, key in ipairs(gpus.candidates(w)) do
+    local candidates = gpus.candidates(w)
+    for i = 1, #candidates do
+      local key = candidates[i]
       local g = gpus.get(key)
       if gpus.room(w, g) and (not allowed or allowed(key)) then list[#list + 1] = g end
     end

@@ -26,8 +26,8 @@ limits = room(function(limits)
   end
 
   -- Why these wants can never be granted here: a kind and its detail, or nil.
-  function limits.refusal(w)
-    for _, key in ipairs(queue.heads_of(w)) do
+  function limits.refusal(w, nobody_waits)
+    for _, key in ipairs(nobody_waits and {} or queue.heads_of(w)) do
       if redis.call('ZCARD', key) >= MOST_WANTS and not redis.call('ZSCORE', key, w.text) then
         return 'too_many_wants', text(MOST_WANTS)
       end

@@ -4,27 +4,30 @@ placing = room(function(placing)
   local LIMIT = 1024   -- tickets tried per script; the rest is due at once
 
   -- The gpus for a ticket now, after every head that has waited too long has chosen among them; or nil.
-  -- `own`: the wants whose head it is, nil if it is not in the queue.
-  function placing.find(w, score, id, own)
+  -- `own`: the wants whose head it is, nil if it is not in the queue. `alone`: gpus that nobody of other wants waits for.
+  function placing.find(w, score, id, own, alone)
     local function allowed(key) return holding_back.allows(key, score, id) end
     while true do
       local keys = gpus.pick(w, allowed)
       if not keys then return nil end
       local held = false
-      for _, key in ipairs(keys) do held = holding_back.before(key, score, id, own) or held end
+      for _, key in ipairs(keys) do
+        if not (alone and alone[key]) then held = holding_back.before(key, score, id, own) or held end
+      end
       if not held then return keys end
     end
   end
 
   -- Hands `keys` to a waiting ticket and rings its process. Nobody listens: the ticket is away.
   -- The token is written first, then the gpus, then the lease: a cut in between leaves a gpu taken by nobody.
-  local function hand_off(id, w, keys)
+  local function hand_off(id, w, keys, next_id, next_score)
     local t, token = tickets.get(id), books.next_token()
     local doorbell = 'claim ' .. id .. ' ' .. text(token) .. ' ' .. table.concat(keys, ',')
     if books.ring(t.session, doorbell) == 0 then return queue.send_away(t, w) end
-    local following, following_score = queue.leave(id, w)
+    local following, following_score = queue.leave_head(id, w, next_id, next_score)
     gpus.occupy(w, keys, id)
-    books.take()
+    due.not_before(books.now + meta.claim_window_ms)
+    books.take(0)
     t.state, t.token, t.gpus, t.granted_ms = 'claim', token, table.concat(keys, ','), books.now
     tickets.write(t)
     due.at(books.now + meta.claim_window_ms, 'lease:' .. id)
@@ -72,14 +75,15 @@ placing = room(function(placing)
   -- Grants what can begin on `keys`, lowest score first. Returns how many tickets were tried.
   local function fill(keys, tries)
     local line = gather(keys)
+    local alone = #line == 1 and keys or {}
     while #line > 0 and still_room(keys) and tries < LIMIT do
       local i = earliest(line)
       local w = gpus.wants(line[i].words)
-      local id, score = queue.head(w.text)
-      local found = id and placing.find(w, score, id, w.text)
+      local id, score, next_id, next_score = queue.head(w.text)
+      local found = id and placing.find(w, score, id, w.text, alone)
       local _, following
       if found then
-        _, following = hand_off(id, w, found)
+        _, following = hand_off(id, w, found, next_id, next_score)
         tries = tries + 1
       end
       if following then line[i].score = following else table.remove(line, i) end

@@ -12,18 +12,23 @@ queue = room(function(queue)
     return keys
   end
 
+  -- The head of a queue of equal wants and its score; behind them the next one's.
   function queue.head(words)
-    local first = redis.call('ZRANGE', names.base .. 'queue:' .. words, 0, 0, 'WITHSCORES')
-    return first[1], tonumber(first[2])
+    local first = redis.call('ZRANGE', names.base .. 'queue:' .. words, 0, 1, 'WITHSCORES')
+    return first[1], tonumber(first[2]), first[3], tonumber(first[4])
   end
 
-  -- Returns the head that is now.
-  local function refresh_head(w)
-    local id, score = queue.head(w.text)
+  -- Says in the heads which one is head now, and returns it.
+  local function set_head(w, id, score)
     for _, key in ipairs(queue.heads_of(w)) do
       if id then redis.call('ZADD', key, score, w.text) else redis.call('ZREM', key, w.text) end
     end
     return id, score
+  end
+
+  local function refresh_head(w)
+    local id, score = queue.head(w.text)
+    return set_head(w, id, score)
   end
 
   -- A ticket before another: lower score, then lower id.
@@ -50,6 +55,14 @@ queue = room(function(queue)
     redis.call('ZREM', names.queue, id)
     redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
     return refresh_head(w)
+  end
+
+  -- The same for a head whose next one is known.
+  function queue.leave_head(id, w, next_id, next_score)
+    holding_back.drop(id)
+    redis.call('ZREM', names.queue, id)
+    redis.call('ZREM', names.base .. 'queue:' .. w.text, id)
+    return set_head(w, next_id, next_score)
   end
 
   -- A ticket whose process did not answer keeps its score and its place, but holds nothing back and is no head.

@@ -4,10 +4,37 @@
 
 tickets = room(function(tickets)
   local CORE = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n([^\n]*)\n(.*)$'
+  local CORES_KNOWN = 2048
   local known = {}   -- id -> ticket, read once a script: all who change a ticket change the same table
+  local cores, cores_known = {}, 0   -- text -> what it says, over many calls: a ticket is read as it was written
 
   function tickets.forget()
     if next(known) then known = {} end
+  end
+
+  local function remember(packed, said)
+    if cores_known >= CORES_KNOWN then cores, cores_known = {}, 0 end
+    cores[packed], cores_known = said, cores_known + 1
+    return said
+  end
+
+  local function copy(t, id)
+    return {id = id, state = t.state, session = t.session, wants = t.wants, stamp = t.stamp, score = t.score,
+      priority = t.priority, lock_timeout_ms = t.lock_timeout_ms, token = t.token, granted_ms = t.granted_ms,
+      gpus = t.gpus, of = t.of, task = t.task, task_id = t.task_id}
+  end
+
+  local function read_core(packed)
+    local t = {}
+    local stamp, score, priority, lock_timeout_ms, token, granted_ms
+    t.state, t.session, t.wants, stamp, score, priority, lock_timeout_ms, token, granted_ms, t.gpus, t.of, t.task, t.task_id =
+      string.match(packed, CORE)
+    t.stamp, t.score, t.priority, t.lock_timeout_ms = stamp + 0, score + 0, priority + 0, lock_timeout_ms + 0
+    t.token = token + 0
+    if granted_ms ~= '0' then t.granted_ms = granted_ms + 0 end
+    if t.gpus == '-' then t.gpus = '' end
+    if t.of == '-' then t.of = nil end
+    return remember(packed, t)
   end
 
   -- The ticket with its numbers as numbers, or nil. `task` and `task_id` are JSON texts, the latter '' for none.
@@ -15,16 +42,12 @@ tickets = room(function(tickets)
     if known[id] then return known[id] end
     local fields = redis.call('HGETALL', names.base .. 'ticket:' .. id)
     if not fields[1] then return nil end
-    local t = {id = id}
+    local packed
+    for i = 1, #fields, 2 do
+      if fields[i] == 'core' then packed = fields[i + 1] end
+    end
+    local t = copy(cores[packed] or read_core(packed), id)
     for i = 1, #fields, 2 do t[fields[i]] = fields[i + 1] end
-    local stamp, score, priority, lock_timeout_ms, token, granted_ms
-    t.state, t.session, t.wants, stamp, score, priority, lock_timeout_ms, token, granted_ms, t.gpus, t.of, t.task, t.task_id =
-      string.match(t.core, CORE)
-    t.stamp, t.score, t.priority, t.lock_timeout_ms = stamp + 0, score + 0, priority + 0, lock_timeout_ms + 0
-    t.token = token + 0
-    if granted_ms ~= '0' then t.granted_ms = granted_ms + 0 end
-    if t.gpus == '-' then t.gpus = '' end
-    if t.of == '-' then t.of = nil end
     known[id] = t
     return t
   end
@@ -37,9 +60,11 @@ tickets = room(function(tickets)
   end
 
   local function core(t)
-    return string.format('%s %s %s %d %d %d %d %d %d %s %s\n%s\n%s', t.state, t.session, t.wants, t.stamp, t.score,
-      t.priority, t.lock_timeout_ms, t.token, t.granted_ms or 0, t.gpus ~= '' and t.gpus or '-', t.of or '-', t.task,
-      t.task_id)
+    local packed = t.state .. ' ' .. t.session .. ' ' .. t.wants .. ' ' .. text(t.stamp) .. ' ' .. text(t.score) .. ' '
+      .. text(t.priority) .. ' ' .. text(t.lock_timeout_ms) .. ' ' .. text(t.token) .. ' ' .. text(t.granted_ms or 0) .. ' '
+      .. (t.gpus ~= '' and t.gpus or '-') .. ' ' .. (t.of or '-') .. '\n' .. t.task .. '\n' .. t.task_id
+    if not cores[packed] then remember(packed, copy(t)) end
+    return packed
   end
 
   -- Writes what has changed of a ticket that is there.
@@ -93,7 +118,8 @@ tickets = room(function(tickets)
     local via = is_new and '' or ',"via":"poll"'
     t.token = books.next_token()
     gpus.occupy(w, keys, t.id)
-    books.take()
+    due.not_before(books.now + t.lock_timeout_ms)
+    books.take(1)
     t.state, t.gpus, t.granted_ms = 'held', table.concat(keys, ','), books.now
     if is_new then tickets.enter(t) else tickets.write(t) end
     due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
@@ -122,8 +148,8 @@ tickets = room(function(tickets)
   end
 
   local function gpus_told(joined)
-    local list = gpus.split(joined)
-    for i, key in ipairs(list) do list[i] = books.quote(key) end
+    local list = {}
+    for i, key in ipairs(gpus.split(joined)) do list[i] = books.quote(key) end
     return ',"gpus":[' .. table.concat(list, ',') .. ']'
   end
 

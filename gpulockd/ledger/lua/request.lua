@@ -31,11 +31,13 @@ end
 
 local refusal = begin(session)
 if refusal then return refuse(refusal) end
-local buried = redis.call('GET', names.base .. 'done:' .. id)
+local there = redis.call('EXISTS', names.base .. 'done:' .. id, names.base .. 'ticket:' .. id) > 0
+local buried = there and redis.call('GET', names.base .. 'done:' .. id)
 if buried then return books.answer('gone', buried) end
 if ARGV[10] ~= '' and books.now - ARGV[10] > LATE_MS then return books.answer('late') end
 
-local t, more = tickets.get(id), false
+local nobody_waits = redis.call('ZCARD', names.queue) == 0
+local t, more = there and tickets.get(id), false
 if t then
   if t.session ~= session then return books.answer('gone', 'foreign') end
   -- The answer before was not read: its process may have stood still meanwhile, and begins only now.
@@ -50,7 +52,7 @@ if t then
   if t.state == 'member' then return joined(t) end
   if books.frozen() and t.state ~= 'away' then return waiting() end
   local kind, detail
-  if not books.frozen() then kind, detail = limits.refusal(gpus.wants(t.wants)) end
+  if not books.frozen() then kind, detail = limits.refusal(gpus.wants(t.wants), nobody_waits) end
   if kind then
     ends.ticket(t, 'abandoned')
     placing.place()
@@ -68,7 +70,7 @@ else
     if more then waits = false end
   end
   if not books.frozen() and (words ~= 'exclusive:1:0:any' or meta.offered ~= '1' or #gpus.offered() == 0) then
-    local kind, detail = limits.refusal(gpus.wants(words))
+    local kind, detail = limits.refusal(gpus.wants(words), nobody_waits)
     if kind then return books.answer('impossible', kind, detail) end
   end
   t.stamp = tickets.parked_stamp(parked) or books.next_stamp()
@@ -78,7 +80,7 @@ end
 local w = gpus.wants(t.wants)
 local keys
 if not books.frozen() then
-  if redis.call('ZCARD', names.queue) == 0 then
+  if nobody_waits then
     keys = gpus.pick(w)
   else
     local first, first_score = queue.head(w.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpulockd.client.table import SESSIONS_OUTLASTED
 from gpulockd.model import Wants
 from tests.faults.simulator.link import GuardAway, GuardLink, NotAdmitted
 from tests.faults.simulator.session import Entry, Member
@@ -132,8 +133,9 @@ class Client(Member):
 
     def _entry(self, wants: Wants, priority: int) -> Entry:
         self._asked += 1
-        timeout_ms = self.world.dice.choice((15_000, 40_000, 3_600_000))
-        entry = Entry(f"{self.name}.{self._asked}", self.session, wants, priority, timeout_ms)
+        timeout_ms = self.world.dice.choice((15_000, 70_000, 3_600_000))
+        outlasting_ms = max(timeout_ms, SESSIONS_OUTLASTED * round(TIMES.ttl * 1000))
+        entry = Entry(f"{self.name}.{self._asked}", self.session, wants, priority, outlasting_ms)
         self.table[entry.id] = entry
         return entry
 

@@ -88,7 +88,7 @@ class Member(Actor):
         self.table: dict[str, Entry] = {}
         self.facts: Facts | None = None
         self.asserted: tuple[str, int] | None = None
-        self.believed_until = 0.0
+        self.believed_until = self.kept_until = 0.0
         self.highest_token = 0
         self.listens_as = ""
         self.listening = False
@@ -116,6 +116,8 @@ class Member(Actor):
             asked_at = self.clock()
         said, facts = answer
         if said[0] not in ("no_session", "unopened"):
+            if verb == "keepalive" or not self.kept_until:
+                self.kept_until = asked_at + TIMES.belief_s + TIMES.ttl
             self.heard(asked_at, facts)
             if verb not in ("open", "keepalive") and facts.epoch != self.asserted:
                 self.awake.kick()
@@ -124,7 +126,7 @@ class Member(Actor):
     def heard(self, asked_at: float, facts: Facts) -> None:
         """An answer has extended the session."""
         self.facts = facts
-        self.believed_until = max(self.believed_until, asked_at + TIMES.belief_s)
+        self.believed_until = max(self.believed_until, min(asked_at + TIMES.belief_s, self.kept_until))
 
     def believes(self, asked_at: float) -> bool:
         """Whether an answer to a request sent then still proves what it gave."""
@@ -172,6 +174,7 @@ class Member(Actor):
         self.before.append(ended)
         self.session = f"{self.name}#{self._incarnation}"
         self.is_open = False
+        self.kept_until = 0.0
         for entry in list(self.table.values()):
             if entry.session == ended:
                 entry.lose(f"session {reason}")
