@@ -42,7 +42,7 @@ class gpu_lock:
     :param priority: -100 to 100, higher first; one point is worth `queue.priority_step` of waiting
     :param task: what the holder is called; default: the function's or program's name
     :param task_id: which run of the task this is; default `<task>#<token>`
-    :param lock_timeout: the lease's own end after its last heartbeat (seconds or "1h"); automatic ones: at least 3 session.ttl
+    :param lock_timeout: the lease's own end after its last heartbeat (seconds or "1h"); automatic: >= 3 session.ttl
     :param warning: age of the hold at which it is reported (seconds or "5m")
     :param soft_timeout: age of the hold at which it is asked to stop
     :param hard_timeout: age of the hold at which it is ended

@@ -175,7 +175,7 @@ async def arena(folder: Path, seed: int, most_hold_s: float) -> AsyncIterator[Ne
                 finally:
                     if nemesis.daemon.process.poll() is None:
                         nemesis.daemon.process.send_signal(signal.SIGTERM)
-                        await nemesis.daemon.ended()
+                        await nemesis.daemon.ended(60)
                     if nemesis.daemon.process.stdout is not None:
                         nemesis.daemon.process.stdout.close()
 

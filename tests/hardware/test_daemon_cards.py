@@ -65,7 +65,11 @@ async def test_on_real_cards_a_lost_one_tells_its_holder_and_comes_back(tmp_path
                 print(f"told after {time.monotonic() - began:.2f} s")
             finally:
                 program.kill()
-        assert await state_of(daemon, 0) == "lost"
+
+        async def is_out() -> bool:
+            return await state_of(daemon, 0) == "lost"
+
+        await eventually(is_out)
         assert await state_of(daemon, 1) != "lost"
         stub.set([StubCard(A), StubCard(B)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,32 +185,43 @@ async def test_a_card_that_hangs_holds_up_neither_the_others_nor_the_loop_nor_th
     """A call into a hung driver never returns: each card has a thread, and no thread keeps the process from ending."""
     stub.set([StubCard(A, delay=60_000), StubCard(B)])
     async with asked(stub.env, deadline_s=1.0) as ask:
-        assert [gpu["uuid"] for gpu in await ask("list")] == [B]
+        await eventually(lambda: are_listed(ask, B))
         stub.set([StubCard(A), StubCard(B)])
-        await eventually(lambda: both_listed(ask))
+        await eventually(lambda: are_listed(ask, A, B))
         stub.set([StubCard(A, delay=60_000), StubCard(B)])
         hung = ask.begin("read", A)
         for _ in range(5):
-            assert (await ask("read", B))["uuid"] == B
+            assert (await in_time(ask, "read", B))["uuid"] == B
         assert not hung.done() or (await hung)["error"] == "CardHangs"
         assert "has not answered for 1 s" in (await hung)["message"]
         assert "still hangs" in (await ask("processes", A))["message"]
-        assert (await ask("processes", B)) == []
+        assert (await in_time(ask, "processes", B)) == []
         assert [gpu["uuid"] for gpu in await ask("list")] == [A, B]  # what is known of a card stays known
         assert "hang" in (await ask("reopen"))["message"]
-        assert (await ask("read", B))["uuid"] == B
+        assert (await in_time(ask, "read", B))["uuid"] == B
         assert await ask.ends() == 0
 
 
-async def both_listed(ask: Asker) -> bool:
-    """Whether two cards are known."""
-    return len(await ask("list")) == 2
+async def are_listed(ask: Asker, *uuids: str) -> bool:
+    """Whether these cards are known, and no others."""
+    said = await ask("list")
+    return "error" not in said and [gpu["uuid"] for gpu in said] == [*uuids]
+
+
+async def in_time(ask: Asker, verb: str, uuid: str) -> Any:
+    """What a healthy card says. On a busy machine it too may answer too late, so it is asked again."""
+    said: Any = None
+    for _ in range(20):
+        said = await ask(verb, uuid)
+        if "error" not in said or said["error"] != "CardHangs":
+            break
+    return said
 
 
 async def test_a_card_that_hung_answers_again_when_its_call_returns(stub: Stub) -> None:
     """A card reset takes many seconds; afterwards nobody has to restart the daemon."""
     stub.set([StubCard(A, delay=60_000)])
-    async with asked(stub.env, deadline_s=0.5) as ask:
+    async with asked(stub.env, deadline_s=2.0) as ask:
         assert (await ask("read", A))["error"] == "CardHangs"
         stub.set([StubCard(A)])
         while "error" in (reading := await ask("read", A)):

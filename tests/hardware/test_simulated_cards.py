@@ -109,15 +109,21 @@ async def test_a_card_that_hangs_costs_one_deadline(tmp_path: Path) -> None:
         await cards.read(uuid)
     with pytest.raises(CardHangs, match="still hangs"):
         await cards.read(uuid)
-    assert (await cards.read(other)).uuid == other
+    await answers(cards, other)
     hang.unlink()
-    while True:
-        try:
-            assert (await cards.read(uuid)).uuid == uuid
-            break
-        except CardHangs:
-            await anyio.sleep(0.01)
+    await answers(cards, uuid)
     cards.close()
+
+
+async def answers(cards: SimulatedCards, uuid: str) -> None:
+    """Ask until the card answers: on a busy machine a healthy one may be late as well."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                assert (await cards.read(uuid)).uuid == uuid
+                return
+            except CardHangs:
+                await anyio.sleep(0.01)
 
 
 async def test_xids_are_reported_once(tmp_path: Path) -> None:

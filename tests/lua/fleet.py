@@ -35,11 +35,11 @@ class Fleet:
         self.base = f"gpulockd:{self.slot}:"
         self.wall_ms = START_MS
         self._library = fleet_library({"_server": lua_text("_server") + TURNED_BY_HAND} | (bug or {}))
-        self._store = BlockingStore(url, deadline_s=5.0)
+        self._store = BlockingStore(url, deadline_s=30.0)
         self.raw = redis.Redis.from_url(url, protocol=2, decode_responses=True)
         self._ears = self.raw.pubsub(ignore_subscribe_messages=True)
         self._ears.subscribe(self.base + "config")
-        self._ears.get_message(timeout=5.0)
+        self._ears.get_message(timeout=30.0)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,7 @@ class Fleet:
         self.raw.publish(self.base + "config", "end of the test's messages")
         said: list[str] = []
         while True:
-            message = self._ears.get_message(timeout=5.0)
+            message = self._ears.get_message(timeout=30.0)
             assert message is not None, "a message of the test itself was lost"
             if message["data"] == "end of the test's messages":
                 return said

@@ -88,7 +88,7 @@ class Ledger:
         self.turned = turned
         self._library = library({"_server": lua_text("_server") + TURNED_BY_HAND} | (bug or {}))
         self._written: Turned | None = None
-        self._store = BlockingStore(url, deadline_s=5.0)
+        self._store = BlockingStore(url, deadline_s=30.0)
         self._client = redis.Redis.from_url(url, protocol=2)
         self._all_keys = self._client.register_script(ALL_KEYS)
         self._ears = self._client.pubsub()

@@ -688,7 +688,7 @@ def cluster_port() -> Iterator[int]:
     args = ("--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(bus))
     with Server(binary, args=(*NOT_PERSISTENT, *args)) as node, redis.Redis.from_url(node.url) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
             assert time.monotonic() < deadline, "the cluster did not become ready"
             time.sleep(0.02)
@@ -701,7 +701,7 @@ def test_every_verb_runs_on_a_cluster_and_rings_by_spublish(cluster_port: int, p
     me = Process(pid=1, host="host", boot_id="boot-1")
     with redis.Redis(port=cluster_port, protocol=2) as client, client.pubsub() as ears:
         run_id = str(client.info("server")["run_id"])
-        store = BlockingStore(f"redis+cluster://127.0.0.1:{cluster_port}", deadline_s=5.0)
+        store = BlockingStore(f"redis+cluster://127.0.0.1:{cluster_port}", deadline_s=30.0)
         try:
             for session in ("a", "b"):
                 store.ask(verbs.open(keys, session=session, process=me, terms=TERMS, known_pool=False))
@@ -728,7 +728,7 @@ def test_every_verb_runs_on_a_cluster_and_rings_by_spublish(cluster_port: int, p
             assert isinstance(store.ask(_request(keys, "b", "waits", wants)), Waiting)
             store.ask(verbs.progress(keys, session="a", id="held", token=held.token, percent=5, note=""))
             store.ask(verbs.end(keys, session="a", id="held", token=held.token, reason="released"))
-            rung = ears.parse_response(block=False, timeout=5)
+            rung = ears.parse_response(block=False, timeout=30)
             assert rung[0] == b"smessage"
             word, id, token, at = rung[2].decode().split()
             assert (word, id, at) == ("claim", "waits", "gpu_lock:0")

@@ -37,7 +37,7 @@ def keys(pool: str) -> PoolKeys:
 @pytest.fixture
 def store(server: Server) -> Iterator[BlockingStore]:
     """A connection."""
-    store = BlockingStore(server.url, deadline_s=5)
+    store = BlockingStore(server.url, deadline_s=30)
     yield store
     store.close()
 

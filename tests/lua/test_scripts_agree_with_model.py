@@ -34,6 +34,7 @@ PROFILE = settings(
     max_examples=2_000 if DEEP else 100,
     stateful_step_count=60 if DEEP else 40,
     deadline=None,  # a noisy machine is no bug
+    derandomize=not DEEP,  # every run tries the same examples: what passed here passes elsewhere
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
@@ -374,7 +375,7 @@ def _from_before(t: Ticket) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.timeout(7_200 if DEEP else 120)
+@pytest.mark.timeout(7_200 if DEEP else 600)
 def test_every_order_of_calls_gives_what_the_model_gives(server: Server) -> None:
     """One answer that differs is a lock held twice, a place lost or a gpu that stays empty."""
     machine = type("Machine", (ScriptsAgreeWithModel,), {"url": server.url})

@@ -28,7 +28,7 @@ from gpulockd.ledger.tally import Tally
 from gpulockd.settings import Settings
 from tests.daemons import STEADY, running_daemon
 from tests.pools import client_here, offer, simulated
-from tests.servers import Server, pool_keys, valkey_binary
+from tests.servers import Server, pool_keys, valkey_binary, wipe
 from tests.service.test_recorder import APPEND_ONLY, Traffic, caught_up, connected, recording
 from tests.states import WITHIN_S
 
@@ -98,8 +98,8 @@ async def test_load_is_measured_once_however_many_measure(server: Server, pool: 
         assert total.redis_cpu is not None and 0 <= total.redis_cpu <= (total.redis_cpu_most or 0)
         assert sum(minute.measured_ms for minute in found.values()) == total.measured_ms
         assert all(minute.measured_ms <= MINUTE_MS for minute in found.values())
-        hour = f"recorded:load:{last.wall_ms // HOUR_MS}"
-        assert pool_keys(server, pool)[hour] > 13 * 24 * HOUR_MS
+        kept = [ttl_ms for name, ttl_ms in pool_keys(server, pool).items() if name.startswith("recorded:load:")]
+        assert kept and min(kept) > 13 * 24 * HOUR_MS
         await traffic.end(held, "released")
         await store.ask(load(keys, least_ms=0, most_ms=60_000))
         await _end_session(store, traffic)
@@ -217,6 +217,7 @@ async def test_before_the_recorder_has_counted_anything_the_events_are_known(ser
 
 async def test_each_change_is_compared_with_the_one_before_it(server: Server, pool: str) -> None:
     """B-501, B-502: a change resets the baseline by itself, and others' changes are not this pool's."""
+    wipe(server, "fleet")  # what other tests have revised
     offer(server, pool, simulated(1))
     keys = PoolKeys(pool)
     async with connected(server.url) as store, recording(store, keys):
@@ -246,7 +247,7 @@ async def test_each_change_is_compared_with_the_one_before_it(server: Server, po
         earlier = await impacts(one.number)
         assert (earlier.before.attempts, earlier.after.attempts) == (2, 4)
         assert (earlier.before.poll_interval, earlier.after.poll_interval) == (2.0, 0.5)
-        for unknown in (elsewhere.number, 99):
+        for unknown in (elsewhere.number, two.number + 99):
             with pytest.raises(KeyError):
                 await impacts(unknown)
         await _end_session(store, traffic)
@@ -260,7 +261,7 @@ async def test_a_change_that_helped_and_one_that_hurt_on_a_real_daemon() -> None
         number = (await revisions.first(store.ask, author="daemon")).number
         with client_here(daemon.store_url, daemon.pool):
             async with sampling(store, keys):
-                await _crowd(hold_s=0.03)
+                await _crowd(hold_s=0.12)
                 helped = await _revise(store, number, {"gpu_lock": {"poll_interval": 0.5}})
                 await _crowd(hold_s=0.0)
                 found = await impacts(None)

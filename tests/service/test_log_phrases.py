@@ -12,13 +12,14 @@ import structlog
 from gpulockd import GpuLockTimeout, gpu_lock
 from gpulockd.client import phrases
 from gpulockd.daemon import logs
-from tests.pools import client_here
+from tests.pools import client_here, offer, simulated
 from tests.servers import Server
 
 
 @pytest.fixture
 def here(server: Server, pool: str) -> Iterator[None]:
-    """This process as a client of a pool that nobody offers."""
+    """This process as a client of a pool with one GPU."""
+    offer(server, pool, simulated(1))
     with client_here(server.url, pool):
         yield
 

@@ -60,8 +60,8 @@ class Diary:
 
 
 def read_notes(paths: Iterable[Path]) -> list[Note]:
-    """All notes of these files, in the order of their time."""
-    lines = itertools.chain.from_iterable(path.read_bytes().splitlines() for path in paths)
+    """All notes of these files, in the order of their time. A line that is just being written is none yet."""
+    lines = itertools.chain.from_iterable(path.read_bytes().rpartition(b"\n")[0].splitlines() for path in paths)
     return sorted((msgspec.json.decode(line, type=Note) for line in lines), key=lambda note: note.at_ns)
 
 

@@ -22,8 +22,8 @@ FORMS = pytest.mark.parametrize("form", ["", "/plain"], ids=["dependency", "midd
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    """One simulated GPU, so that a second request waits."""
-    with one_daemon(simulate=1) as running:
+    """One simulated GPU, so that a second request waits. The service is not ended where it is slow to leave."""
+    with one_daemon(simulate=1, config={"settle": {"grace": 60}}) as running:
         yield running
 
 

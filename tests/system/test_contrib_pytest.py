@@ -33,8 +33,8 @@ def test_it(gpu, number):
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    """Two simulated GPUs."""
-    with one_daemon() as running:
+    """Two simulated GPUs. A pytest whose GPU is taken is not ended where it is slow to leave."""
+    with one_daemon(config={"settle": {"grace": 60}}) as running:
         yield running
 
 

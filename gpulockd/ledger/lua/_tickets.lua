@@ -18,6 +18,12 @@ tickets = room(function(tickets)
     return said
   end
 
+  local function core_of(fields)
+    for i = 1, #fields, 2 do
+      if fields[i] == 'core' then return fields[i + 1] end
+    end
+  end
+
   local function copy(t, id)
     return {id = id, state = t.state, session = t.session, wants = t.wants, stamp = t.stamp, score = t.score,
       priority = t.priority, lock_timeout_ms = t.lock_timeout_ms, token = t.token, granted_ms = t.granted_ms,
@@ -42,21 +48,19 @@ tickets = room(function(tickets)
     if known[id] then return known[id] end
     local fields = redis.call('HGETALL', names.base .. 'ticket:' .. id)
     if not fields[1] then return nil end
-    local packed
-    for i = 1, #fields, 2 do
-      if fields[i] == 'core' then packed = fields[i + 1] end
-    end
+    local packed = core_of(fields)
     local t = copy(cores[packed] or read_core(packed), id)
-    for i = 1, #fields, 2 do t[fields[i]] = fields[i + 1] end
+    for i = 1, #fields, 2 do
+      if fields[i] ~= 'core' then t[fields[i]] = fields[i + 1] end
+    end
     known[id] = t
     return t
   end
 
   -- The session of a ticket of which only the hash was read (field, value, ...).
   function tickets.session_of(fields)
-    for i = 1, #fields, 2 do
-      if fields[i] == 'core' then return string.match(fields[i + 1], '^%S+ (%S+)') end
-    end
+    local packed = core_of(fields)
+    return packed and string.match(packed, '^%S+ (%S+)')
   end
 
   local function core(t)
