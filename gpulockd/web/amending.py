@@ -16,7 +16,8 @@ from gpulockd.web.auth import check_owner
 from gpulockd.web.problems import refusal
 from gpulockd.web.reading import named_lease
 from gpulockd.web.table import Visit
-from gpulockd.web.wanting import Duration, check_ttl
+from gpulockd.web.ttl import check_ttl
+from gpulockd.web.wanting import Duration
 
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Message = Annotated[str, msgspec.Meta(max_length=500)]

@@ -20,12 +20,11 @@ from gpulockd.settings import GpuLockBlock, Tree
 from gpulockd.units import clean, parse_duration_s
 from gpulockd.web.auth import Caller
 from gpulockd.web.problems import CannotHold, Problem
+from gpulockd.web.ttl import check_ttl
 from gpulockd.web.unendable import counts_as_we_do, why_unendable
 from gpulockd.web.views import ExpectedView
 
 Duration = float | str
-SHORTEST_TTL_S = 0.05
-LONGEST_TTL_S = 7 * 86_400.0
 HIGHEST_PID = 2**22
 _NAME = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-.@+$:\\")
 _ID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
@@ -170,16 +169,6 @@ def plan_of(wish: LeaseWish, published: Tree, caller: Caller) -> Plan:
         ttl_s=check_ttl(parse_duration_s(wish.ttl, "ttl")) if wish.ttl is not None else None,
         spares_older=wish.spares_older and wish.session is not None,
     )
-
-
-def check_ttl(ttl_s: float) -> float:
-    """Return the time that a lease lasts without its holder (in seconds).
-
-    :raises ConfigError: if it is shorter than 50 ms or longer than a week
-    """
-    if not SHORTEST_TTL_S <= ttl_s <= LONGEST_TTL_S:
-        raise ConfigError(f"ttl: {ttl_s:,.10g} s; say 50 ms to 7 days, and renew it")
-    return ttl_s
 
 
 def _in_force(wish: LeaseWish, published: Tree, task: str) -> GpuLockBlock:
