@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ import anyio.abc
 import anyio.to_thread
 import h11
 import psutil
+import redis
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 60.0
@@ -34,6 +35,9 @@ ANSWERED_WITHIN_S = 30.0
 
 QUICK = {"session": {"ttl": 2.0, "keepalive": 0.3, "rpc_deadline": 0.4, "margin": 0.1, "claim_window": 0.5}}
 """Settings under which a dead process is noticed within two seconds."""
+
+CALM = {"session": {"ttl": 20.0, "keepalive": 0.3, "rpc_deadline": 5.0, "margin": 0.1, "claim_window": 5.0}}
+"""Settings under which a machine that stands still for seconds ends no session and lets no command fail."""
 
 STEADY: dict[str, Any] = {
     "session": {"ttl": 20.0, "keepalive": 0.5, "rpc_deadline": 5.0, "margin": 0.2, "claim_window": 5.0},
@@ -293,6 +297,18 @@ def start_daemon(
             cwd=ROOT,
             env=kept | {"PYTHONUNBUFFERED": "1"} | (env or {}),
         )
+
+
+@contextlib.contextmanager
+def standing_still(daemon: Daemon) -> Iterator[None]:
+    """Let its private store answer nothing for the time of the block."""
+    with redis.Redis.from_url(daemon.store_url) as asked:
+        store = psutil.Process(int(asked.info("server")["process_id"]))
+    store.suspend()
+    try:
+        yield
+    finally:
+        store.resume()
 
 
 async def eventually(holds: Callable[[], Any], within_s: float = ANSWERED_WITHIN_S) -> None:

@@ -65,6 +65,8 @@ class Run:
             close_fds=False,
             preexec_fn=self._before_exec(libc, os.getpid()),  # noqa: PLW1509 # no thread exists yet
         )
+        if signal.SIGTSTP in signal.sigpending():  # a Ctrl-Z from before the exec has not stopped the command
+            os.kill(self.pid, signal.SIGTSTP)
 
     def _before_exec(self, libc: ctypes.CDLL, wrapper: int) -> Callable[[], None]:
         def prepare() -> None:
@@ -72,6 +74,9 @@ class Run:
             # The wrapper may have died before the line above.
             if os.getppid() != wrapper:
                 os._exit(NOT_RUNNABLE)
+            # Stopped before its exec it would keep us waiting for that, and the shell for us. An exec ends the handler.
+            if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+                signal.signal(signal.SIGTSTP, lambda *_: None)
             # A Ctrl-C that waits behind the mask must end the child here, not raise in this interpreter.
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)

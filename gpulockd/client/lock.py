@@ -17,7 +17,7 @@ from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts, for_tasks
 from gpulockd.client.nesting import Held, owner_here
 from gpulockd.client.taking import Blocking
-from gpulockd.client.using import BlockEnd, Use, Uses, part
+from gpulockd.client.using import BlockEnd, Use, Uses, new_scope, part
 from gpulockd.client.whoami import program
 from gpulockd.client.wishes import Duration, Nested
 from gpulockd.errors import ConfigError, GpuLockTimeout
@@ -150,7 +150,7 @@ class gpu_lock:
 
     async def __aenter__(self) -> Lease:
         # Made before the wait: what comes after it is time in which nobody uses the gpu.
-        scope = anyio.CancelScope()
+        scope = new_scope()
         use = self._join(for_tasks)
         joined = use is not None
         if use is None:

@@ -148,8 +148,11 @@ def _suits(wants_held: Wants, gpu: Gpu, wants: Wants) -> bool:
 
 def joinable(wants: Wants, pool: str | None) -> Held | None:
     """The lease of this very task or thread that covers `wants`, innermost first."""
+    helds = holding()
+    if not helds:
+        return None
     me = owner_here()
-    for held in reversed(holding()):
+    for held in reversed(helds):
         if held.owner.same(me) and pool in (None, held.lease.pool) and covers(held.wants, held.lease.gpus, wants):
             return held
     return None

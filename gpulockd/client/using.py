@@ -8,6 +8,7 @@ it does what was not done.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -26,6 +27,18 @@ AtEnd = functools.partial[None]
 """What one `with` statement calls at its end."""
 
 Exit = Callable[[Any, type[BaseException] | None, BaseException | None, TracebackType | None], None]
+
+
+_scope_kind: Callable[[], anyio.CancelScope] | None = None
+
+
+def new_scope() -> anyio.CancelScope:
+    """The cancel scope of a body. anyio asks at each one which event loop runs; here it is asyncio's always."""
+    global _scope_kind
+    if _scope_kind is None:
+        asyncio.get_running_loop()
+        _scope_kind = type(anyio.CancelScope())
+    return _scope_kind()
 
 
 class Use:

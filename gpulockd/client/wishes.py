@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -83,6 +84,10 @@ def wants_of(
 
     :raises ImpossibleRequest: if the arguments contradict each other or name nothing
     """
+    # Most calls of a program say the same, so what they mean is worked out once.
+    plain = lock_key is None or type(lock_key) is str
+    if plain and gpus is None and memory is None and exclusive is None and count is None:
+        return _one(lock_key)
     memory_mib = parse_memory_mib(memory) if memory is not None else 0
     whole = exclusive if exclusive is not None else memory is None
     if not whole and not memory_mib:
@@ -99,6 +104,12 @@ def wants_of(
     return Wants(
         count=count if count is not None else max(1, len(keys)), keys=keys, memory_mib=memory_mib, exclusive=whole
     )
+
+
+@lru_cache(maxsize=256)
+def _one(lock_key: str | None) -> Wants:
+    """A whole GPU: the one of that key, or any."""
+    return Wants(keys=() if lock_key is None else (_lock_key(lock_key),))
 
 
 def _lock_key(key: str) -> str:
@@ -134,6 +145,8 @@ def job_of(
     :param hard_timeout: as the other two a duration, or "none" for no such limit
     :raises ConfigError: unless warning <= soft_timeout <= hard_timeout where given, or if a name cannot be shown
     """
+    if (warning, soft_timeout, hard_timeout, task_id, heartbeat) == (None, None, None, None, "automatic"):
+        return _unlimited(str(task))
     if heartbeat not in ("automatic", "manual"):
         raise ConfigError(f"heartbeat={heartbeat!r}: say 'automatic' or 'manual'")
     limits = {
@@ -151,6 +164,12 @@ def job_of(
         hard_timeout_s=limits["hard_timeout"],
         heartbeat="manual" if heartbeat == "manual" else "automatic",
     )
+
+
+@lru_cache(maxsize=256)
+def _unlimited(task: str) -> Job:
+    """A task whose limits are all the pool's."""
+    return Job(task=check_plain(task[:200], "task"))
 
 
 def _limit_s(value: Duration, name: str) -> float:

@@ -180,6 +180,8 @@ class Conversation(asyncio.Protocol):
         except Wrong as wrong:
             return self._say(wrong.answer)
         if isinstance(said, Leave):
+            if self._guard.on_leave is not None:
+                self._guard.on_leave()
             return self._guard.leave(self._caller, said)
         answer: Mapping[str, Any] | None = None
         if isinstance(said, Hello):

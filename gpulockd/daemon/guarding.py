@@ -34,6 +34,7 @@ class Guard:
     """The fence of this host's gpus, who is inside, and who waits before it."""
 
     on_change: Callable[[], None] | None = None
+    on_leave: Callable[[], None] | None = None  # somebody leaves: the ledger is about to hand the gpu on
     kept: Kept | None = None
     doubtful = is_first = False
     """Whether the record of before could not be read whole, or is not there; and whether there never was one."""

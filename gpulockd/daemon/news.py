@@ -16,6 +16,9 @@ from gpulockd.errors import StoreUnavailable
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.subscription import Subscription
 
+REST_S = 0.02
+"""How long what a hand-off tells may wait (in seconds)."""
+
 RETRY_S = 0.2
 MOST_RETRY_S = 5.0
 BROKEN = "broken"
@@ -37,6 +40,7 @@ class News:
         self._url = url
         self._keys = keys
         self._deadline_s = deadline_s
+        self._subscription: Subscription | None = None
         self._listeners: list[Callable[[str], None]] = []
         self._readers: list[Callable[[bytes], None]] = []
 
@@ -48,13 +52,18 @@ class News:
         """Call `reader` with each event as it is, before its kind is told; it must not raise."""
         self._readers.append(reader)
 
+    def rest(self) -> None:
+        """Hear nothing for a moment: a gpu is being handed on, and who has got it waits for this daemon."""
+        if self._subscription is not None:
+            self._subscription.rest(REST_S)
+
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled."""
         task_status.started()
         pause_s = RETRY_S
         while True:
             try:
-                subscription = await Subscription.open(
+                subscription = self._subscription = await Subscription.open(
                     self._url, (self._keys.events_channel,), deadline_s=self._deadline_s, sharded=False
                 )
                 try:
@@ -62,6 +71,7 @@ class News:
                     self._spread(BROKEN)
                     await subscription.hear(self._take)
                 finally:
+                    self._subscription = None
                     with anyio.CancelScope(shield=True):
                         await subscription.aclose()
             except StoreUnavailable as away:

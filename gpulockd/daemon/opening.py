@@ -36,6 +36,7 @@ def open_guard(state: str, pool: str, kept: Kept, store_pid: int = 0) -> Iterato
     guard: Guard | None = None
 
     def died(process: Process) -> None:
+        runs.ended(process)
         if guard is not None:
             guard.died(process)
 
@@ -43,7 +44,8 @@ def open_guard(state: str, pool: str, kept: Kept, store_pid: int = 0) -> Iterato
         if guard is not None:
             guard.changed()
 
-    watch, runs = Watch(died), Runs(changed_run, spared=spared)
+    watch = Watch(died)
+    runs = Runs(changed_run, spared=spared, watched=watch)  # who holds has a session, so its death is told to the guard
     with watch, runs:
         guard = Guard(fence, journal, runs, watch)
         # A fresh record has never been compared with the ledger: somebody may be in without it.

@@ -39,7 +39,8 @@ class Sampling:
         except TimeoutError:
             return {}
         uuids = {record.gpu.key: record.gpu.uuid for record in snapshot.gpus}
-        on_cards = {key: await self._is_busy(uuids.get(key)) for lease in held for key in lease.gpus}
+        keys = sorted({key for lease in held for key in lease.gpus})
+        on_cards = {key: await self._is_busy(uuids.get(key)) for key in keys}
         return {
             lease.id: Sample(
                 cpu_ticks=cpu_ticks_of(self._runs.members(lease.id), table),

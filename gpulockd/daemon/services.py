@@ -127,7 +127,7 @@ class Services:
         self.configuring.listeners.extend((self.trying.wake, lambda _revision: self.driving.hint()))
         self.fleet_news.tell(lambda _word: self.configuring.wake())
         self.fleet_news.tell(lambda _word: self.driving.hint())
-        self._guarding.on_change = self.settling.wake
+        self._guarding.on_change, self._guarding.on_leave = self.settling.wake, self.news.rest
         self._offered.on_offered = self._on_offered
         self.current.tell(self._on_settings)
 

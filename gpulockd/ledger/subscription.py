@@ -33,6 +33,9 @@ class Ear(Protocol):
     async def hear(self, take: Callable[[bytes], None]) -> NoReturn:
         """Give every message to `take` until the connection breaks."""
 
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long, if that can be."""
+
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""
 
@@ -79,6 +82,10 @@ class WireEar:
         self._take = take
         await self.next()
         raise AssertionError("a message passed by who takes them")
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long (in seconds)."""
+        self._wire.rest(seconds)
 
     def _hear(self, message: bytes) -> None:
         if self._take is not None:
@@ -143,6 +150,10 @@ class Subscription:
         """
         with mapped(self.url):
             await self._ear.hear(take)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long (in seconds); what comes meanwhile is not lost. A cluster's reads on."""
+        self._ear.rest(seconds)
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""

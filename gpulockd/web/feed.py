@@ -23,7 +23,7 @@ from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import Store
 
 KEPT = 1024
-GATHER_S = 0.02
+GATHER_S = 0.01
 """How long events gather before those who wait are woken (in seconds)."""
 
 PAGE = 128

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import random
+import zlib
 from collections.abc import Iterator, Sequence
+
+SOAK = os.environ.get("GPULOCKD_SOAK") == "1"
 
 ODD = (
     *(b"\x00", b"\n", b"\r\n", b"\x1b[2J", b"\xff\xfe", b"\xc0\x80", b"\xe2\x80\xae", b" ", b"'", b'"', b"{", b"}"),
@@ -17,8 +20,13 @@ ODD = (
 
 
 def seed_of(name: str) -> int:
-    """The seed of this run, printed with how to repeat it; the variable FUZZ_SEED repeats one."""
-    seed = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+    """The seed of this run, printed with how to repeat it.
+
+    Every run takes the same one, so that what passed here passes elsewhere; FUZZ_SEED names another, and in a soak
+    (GPULOCKD_SOAK=1) each run has its own.
+    """
+    own = random.SystemRandom().randrange(1, 2**31) if SOAK else zlib.crc32(name.encode()) or 1
+    seed = int(os.environ.get("FUZZ_SEED", "0")) or own
     print(f"REPRO: FUZZ_SEED={seed} {name}")
     return seed
 

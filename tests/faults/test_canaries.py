@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from gpulockd.web.routes import ROWS
-from tests.daemons import QUICK, daemon_folder, running_daemon
+from tests.daemons import CALM, daemon_folder, running_daemon
 from tests.servers import Server, valkey_binary
 from tests.system.commands import call
 
@@ -41,7 +41,7 @@ class Canaries:
             },
             "apprise": {"chat": {"urls": [f"json://me:{self.all['chat']}@127.0.0.1:9/"]}},
         }
-        return QUICK | {"redis": {"url": f"unix://me:{self.all['redis']}@{socket_path}"}, "notify": notify}
+        return CALM | {"redis": {"url": f"unix://me:{self.all['redis']}@{socket_path}"}, "notify": notify}
 
     def check(self, where: str, text: str, *more: str) -> None:
         """Fail if one of them is in the text."""

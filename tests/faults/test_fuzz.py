@@ -22,7 +22,7 @@ from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.journal import Journal
 from gpulockd.errors import ConfigError
 from gpulockd.ledger.keys import PoolKeys
-from tests.daemons import QUICK, Daemon
+from tests.daemons import CALM, Daemon
 from tests.faults.noise import damaged, noise, seed_of
 from tests.pools import client_here, offer, simulated, snapshot
 from tests.servers import Server
@@ -64,7 +64,7 @@ MESSAGES = [
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all that comes in."""
-    with one_daemon(config=QUICK) as made:
+    with one_daemon(config=CALM) as made:
         yield made
 
 
@@ -179,7 +179,7 @@ def test_no_message_to_a_session_costs_a_lease_or_grants_one(valkey_server: Serv
 
 def test_no_message_to_the_daemons_channels_ends_it() -> None:
     """A daemon that dies of a message dies again at the next one."""
-    with one_daemon(config=QUICK) as daemon, redis.Redis(unix_socket_path=str(daemon.runtime / "store.sock")) as store:
+    with one_daemon(config=CALM) as daemon, redis.Redis(unix_socket_path=str(daemon.runtime / "store.sock")) as store:
         channels = [PoolKeys(daemon.pool).events_channel, *(one.decode() for one in store.pubsub_channels("*"))]
         for payload in noise("channels", MESSAGES):
             for channel in channels:

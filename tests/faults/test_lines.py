@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -13,7 +14,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from gpulockd import gpu_lock
+from gpulockd import StoreUnavailable, gpu_lock
+from gpulockd.client import process
 from gpulockd.settings import SessionBlock
 from tests.faults.scene import LONG_S, Scene, hands_over, holds, noted, own_store, scene, standing
 from tests.pools import client_here, offer, simulated, snapshot
@@ -51,6 +53,14 @@ def here(stage: Scene) -> Scene:
     return stage
 
 
+async def _in_touch(pool: str) -> None:
+    """Open the session. A store that has never answered is waited for briefly: too briefly for a machine that stalls."""
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            await process.line_for(pool)
+            return
+
+
 async def test_requests_that_never_arrive_take_one_place(
     valkey_server: Server, pool: str, record_property: Record
 ) -> None:
@@ -62,6 +72,7 @@ async def test_requests_that_never_arrive_take_one_place(
             proxy.swallow = swallow
             with client_here(proxy.url, pool, CURT):
                 async with asyncio.timeout(60):
+                    await _in_touch(pool)
                     async with gpu_lock(max_wait_time=50):
                         assert len(snapshot(valkey_server, pool).leases) == 1
                 swallowed, proxy.swallow = proxy.lost, 0

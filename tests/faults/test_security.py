@@ -23,9 +23,10 @@ from gpulockd.cli import http
 from gpulockd.errors import GpuLockError
 from gpulockd.places import fallback_runtime, find_runtime
 from gpulockd.web.auth import OVERFLOW_UID, names_everybody
-from tests.daemons import QUICK, Daemon
+from tests.daemons import CALM, Daemon
 from tests.faults.noise import noise
 from tests.pools import client_here
+from tests.states import until_blocking
 from tests.system.commands import ROOT, call, one_daemon
 
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -35,7 +36,7 @@ STRANGER = 65533
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all, which other users of the host can reach."""
-    with one_daemon(config=QUICK | {"settle": {"policy": "never"}}) as made:
+    with one_daemon(config=CALM | {"settle": {"policy": "never"}}) as made:
         for folder in (made.runtime.parent, made.runtime):
             folder.chmod(0o755)
         yield made
@@ -119,8 +120,7 @@ def test_who_does_not_read_its_stream_holds_up_nobody(daemon: Daemon) -> None:
                 pass
     with http.Daemon(daemon.socket) as asked:
         assert asked.get("/livez")
-    said = call(daemon, "events", "--since", "5m", "--json")
-    assert said.stdout.count('"lock_released"') >= 100
+    until_blocking(lambda: call(daemon, "events", "--since", "1h", "--json").stdout.count('"lock_released"') >= 100)
     for reader in deaf:
         reader.close()
 

@@ -21,18 +21,12 @@ import pytest
 from gpulockd import lock_events
 from gpulockd.ledger import revisions
 from gpulockd.ledger.store import Store
-from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import CALM, Daemon, daemon_folder, eventually, running_daemon
 from tests.faults.newer import TOMORROW, grown
 from tests.states import until
 from tests.system.commands import ROOT, clean_env, command, one_daemon
 from tests.system.holders import holders
 from tests.system.test_guard import queued, store_of
-
-CONFIG: dict[str, Any] = {
-    "session": {"ttl": 20, "keepalive": 0.5, "rpc_deadline": 3, "margin": 0.5, "claim_window": 3},
-    "settle": {"timeout": 30, "grace": 10},
-}
-"""Nothing here waits for the end of a session, and none is to end because the machine stands still for a moment."""
 
 HAPPENS = """
 local a, b, c, seq, d = string.match(redis.call('HGET', KEYS[1], 'state'), '(%S+) (%S+) (%S+) (%S+) (%S+)')
@@ -51,7 +45,7 @@ DREAMED = {"type": "gpu_dreamed", "seq": "SEQ", "at_ms": 1, "pool": "p", "gpus":
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for those that only talk to it."""
-    with one_daemon(config=CONFIG, simulate=1) as made:
+    with one_daemon(config=CALM, simulate=1) as made:
         yield made
 
 
@@ -216,7 +210,7 @@ def _row(body: bytes) -> bytes:
 async def test_the_record_of_a_later_guard_is_read(tmp_path: Path) -> None:
     """Who goes back to the version before finds its holders inside, and nobody beside them."""
     async with daemon_folder() as base:
-        async with running_daemon(config=CONFIG, base=base, simulate=1) as daemon:
+        async with running_daemon(config=CALM, base=base, simulate=1) as daemon:
             with holders(tmp_path / "h", daemon) as start:
                 first = start.start("first")
                 token = await first.is_in()
@@ -228,7 +222,7 @@ async def test_the_record_of_a_later_guard_is_read(tmp_path: Path) -> None:
                 record.write_bytes(b"".join(_row(row) for row in told))
                 kept = daemon.state / "configuration.json"
                 kept.write_text(json.dumps(grown(json.loads(kept.read_text()))))
-                async with running_daemon(config=CONFIG, base=base, simulate=1) as again:
+                async with running_daemon(config=CALM, base=base, simulate=1) as again:
                     assert not list(again.state.glob("*.damaged"))
                     (lease,) = (await again.get("/api/v1/leases")).json["leases"]
                     assert lease["token"] == token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from gpulockd.hardware.simulated import occupy
 from tests.daemons import QUICK, Daemon, eventually, running_daemon
 from tests.stub_nvml import StubCard, build
 
-A, B = "GPU-aaaaaaaa", "GPU-bbbbbbbb"
+A, B = (f"GPU-{secrets.token_hex(4)}" for _ in range(2))  # a host has each card once, for all that run there
 
 HOLDER = """
 import asyncio, sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from tests.stub_nvml import Stub, StubCard, StubMig, build
 
 pytest.importorskip("pynvml")
 
-A, B = "GPU-aaaaaaaa", "GPU-bbbbbbbb"
+A, B = (f"GPU-{secrets.token_hex(4)}" for _ in range(2))  # a host has each card once, for all that run there
+MIG = f"MIG-{secrets.token_hex(4)}"
 
 
 @pytest.fixture
@@ -22,11 +24,11 @@ def stub(tmp_path: Path) -> Stub:
 
 async def test_real_cards_are_offered_by_name_and_uuid(stub: Stub) -> None:
     """MIG instances are gpus like any other."""
-    stub.set([StubCard(A), StubCard(B, name="NVIDIA A100", migs=(StubMig(1, "MIG-b", gi=3),))])
+    stub.set([StubCard(A), StubCard(B, name="NVIDIA A100", migs=(StubMig(1, MIG, gi=3),))])
     async with running_daemon(config=QUICK, env=stub.env, simulate=0) as daemon:
         assert ", 2 GPUs, " in daemon.ready_line
         gpus = (await daemon.get("/api/v1/gpus")).json
-        assert "MIG-b" in str(gpus) and A in str(gpus) and "NVIDIA A100" in str(gpus)
+        assert MIG in str(gpus) and A in str(gpus) and "NVIDIA A100" in str(gpus)
 
 
 async def test_a_card_that_hangs_at_the_start_does_not_keep_the_daemon_from_starting_or_stopping(stub: Stub) -> None:

@@ -13,11 +13,15 @@ import pytest
 import redis
 
 from gpulockd.ledger import access
-from tests.daemons import STEADY, Daemon
+from tests.daemons import Daemon
 from tests.servers import Server, redis70_binary, valkey_binary
 from tests.system.commands import call, clean_env, one_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
+SESSION = {"ttl": 5.0, "keepalive": 0.3, "rpc_deadline": 1.3, "margin": 0.1, "claim_window": 1.3}
+CONFIG = {"session": SESSION}
+"""A server that has just started is waited for as long as a session lives."""
+
 BINARIES = {"valkey": valkey_binary, "redis70": redis70_binary}
 
 WORK = """
@@ -73,7 +77,7 @@ def url_of(server: Server, who: str) -> str:
 @pytest.fixture(scope="module")
 def daemon(server: Server) -> Iterator[Daemon]:
     """A daemon that has the daemon's rights."""
-    with one_daemon("--redis", url_of(server, "daemon"), "--pool", "shop", config=STEADY) as made:
+    with one_daemon("--redis", url_of(server, "daemon"), "--pool", "shop", config=CONFIG) as made:
         yield made
 
 

@@ -21,7 +21,6 @@ from tests.pools import client_here, offer, simulated, snapshot
 from tests.servers import NOT_PERSISTENT, Server, valkey_binary
 from tests.states import until, until_blocking
 
-
 LASTING = SessionBlock(ttl=60.0, keepalive=5.0, rpc_deadline=10.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ time.sleep(60)
 
 def test_a_real_card_is_offered_by_one_daemon_of_the_host_whatever_store_it_has() -> None:
     """Two daemons with two stores would give the same card to two programs; a killed one must not stand in the way."""
-    uuid = "GPU-of-this-test"
+    uuid = f"GPU-of-this-test-{secrets.token_hex(6)}"  # another run on this host has its own
     with subprocess.Popen([sys.executable, "-c", CLAIMS, uuid], stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout is not None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import redis
 
 from gpulockd import gpu_lock
@@ -22,10 +24,16 @@ from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.watch import Watch
 from gpulockd.hardware.simulated import SimulatedCards
 from gpulockd.model import Gpu
-from gpulockd.settings import Settings
-from tests.pools import QUICK, client_here, offer, simulated, snapshot
+from gpulockd.settings import SessionBlock, Settings
+from tests.pools import CALM, client_here, offer, simulated, snapshot
 from tests.servers import Server, wipe
 from tests.states import until
+
+BRISK = SessionBlock(ttl=6.0, keepalive=0.5, rpc_deadline=1.5, margin=0.2)
+"""Session times of those who wait for the end of one (in seconds)."""
+
+
+MINE = secrets.token_hex(6)
 
 
 class CardsOfThisTest(SimulatedCards):
@@ -34,8 +42,8 @@ class CardsOfThisTest(SimulatedCards):
     source: Literal["nvml"] = "nvml"  # type: ignore[assignment] # that is the pretence
 
     async def list(self) -> tuple[Gpu, ...]:
-        """Two cards."""
-        return tuple(simulated(2))
+        """Two cards that nobody else on this host has, not even another run of this test."""
+        return tuple(msgspec.structs.replace(gpu, uuid=f"{gpu.uuid}-{MINE}") for gpu in simulated(2))
 
     def describe(self) -> str:
         """What they are."""
@@ -51,8 +59,8 @@ async def test_real_cards_wait_for_programs_in_another_pool_of_this_host(server:
         with redis.Redis.from_url(server.url) as raw:
             raw.sadd("gpulockd:{fleet}:pools", pool)
         offering = Offering(
-            open_session(server.url, other, Settings(session=QUICK), ""),
-            Settings(session=QUICK),
+            open_session(server.url, other, Settings(session=CALM), ""),
+            Settings(session=CALM),
             CardsOfThisTest(other, 2),
         )
         try:
@@ -77,7 +85,7 @@ async def guarded_offer(url: str, pool: str, folder: Path) -> AsyncIterator[tupl
     """The offer of a host whose guard has just begun: nothing has been compared with the ledger yet."""
     journal = Journal(str(folder / "guard.log"), boot_id())
     fence, _ = journal.load()
-    settings = Settings(session=QUICK)
+    settings = Settings(session=BRISK)
     with Watch() as watch, Runs() as runs:
         guard = Guard(fence, journal, runs, watch)
         guard.doubtful = guard.is_first = True
@@ -115,11 +123,11 @@ async def test_a_frozen_pool_is_offered_again_as_soon_as_the_guard_knows_all(
     """What a guard learns after the offer must not wait for guard_gone_after, a minute."""
     async with guarded_offer(server.url, pool, tmp_path) as (guard, _, _):
         await empty(server, pool)
-        await asyncio.sleep(2 * QUICK.keepalive)
+        await asyncio.sleep(2 * BRISK.keepalive)
         assert meta(server, pool, "opened") == "frozen"
         guard.doubtful = False
         await until(lambda: meta(server, pool, "opened") == "known_by_guard")
-        await until(lambda: meta(server, pool, "frozen_why") == "", 30)
+        await until(lambda: meta(server, pool, "frozen_why") == "")
 
 
 async def test_a_guard_that_began_alone_knows_all_after_a_ttl(server: Server, pool: str, tmp_path: Path) -> None:
@@ -127,5 +135,5 @@ async def test_a_guard_that_began_alone_knows_all_after_a_ttl(server: Server, po
     async with guarded_offer(server.url, pool, tmp_path) as (guard, word, _):
         word.began_alone()
         await empty(server, pool)
-        await until(lambda: meta(server, pool, "opened") == "known_by_guard", 30)
+        await until(lambda: meta(server, pool, "opened") == "known_by_guard")
         assert guard.doubtful

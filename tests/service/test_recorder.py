@@ -31,6 +31,7 @@ from gpulockd.ledger.tally import Facts, Tally
 from gpulockd.model import Job, Wants
 from gpulockd.settings import QueueBlock, SettleBlock
 from gpulockd.web.feed import Feed
+from tests.daemons import eventually
 from tests.pools import CALM, offer, simulated
 from tests.servers import Server, valkey_binary
 from tests.states import WITHIN_S
@@ -257,9 +258,10 @@ async def test_a_process_that_is_killed_while_it_records_leaves_true_statistics(
 
 
 async def _until_recorded(store: Store, keys: PoolKeys) -> None:
-    with anyio.fail_after(WITHIN_S):
-        while not (await Statistics.read(store.ask, keys)).book.read:
-            await anyio.sleep(0.01)
+    async def has_recorded() -> bool:
+        return bool((await Statistics.read(store.ask, keys)).book.read)
+
+    await eventually(has_recorded)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ async def counts(daemon: Daemon) -> dict[str, float]:
 async def leased(daemon: Daemon, how: dict[str, Any] | None = None, **wish: Any) -> dict[str, Any]:
     """A lease for a time; its line."""
     asked = await daemon.open("POST", "/api/v1/leases", {"max_wait_time": 20} | wish, **(how or {}))
-    line: dict[str, Any] = await asked.until("granted", 20)
+    line: dict[str, Any] = await asked.until("granted")
     await asked.ends()
     await asked.aclose()
     return line
@@ -75,7 +75,7 @@ async def all_free(daemon: Daemon) -> None:
         gpus = (await daemon.get("/api/v1/gpus")).json["gpus"]
         return all(gpu["state"] == "ready" and not gpu["leases"] for gpu in gpus)
 
-    await eventually(is_free, 30)
+    await eventually(is_free)
 
 
 async def test_a_time_that_is_over_is_no_death(daemon: Daemon) -> None:
@@ -95,7 +95,7 @@ async def test_a_connection_that_is_closed_is_no_death_either(daemon: Daemon) ->
     ways: list[dict[str, Any]] = [{}, {"tcp": True, "headers": bearer(daemon)}]
     for how in ways:
         holding = await daemon.open("POST", "/api/v1/leases", {"task": "held"}, **how)
-        lease = (await holding.until("granted", 20))["lease"]
+        lease = (await holding.until("granted"))["lease"]
         await holding.aclose()
         await all_free(daemon)
         told += [one["reason"] for one in await events(daemon, "lock_released") if one["lease"] == lease]
@@ -109,7 +109,7 @@ async def test_an_operators_stop_is_no_limit(daemon: Daemon) -> None:
     """Each answer says that it is asked to stop, and none that it is old."""
     before = await counts(daemon)
     holding = await daemon.open("POST", "/api/v1/leases", {"task": "asked"})
-    lease = (await holding.until("granted", 20))["lease"]
+    lease = (await holding.until("granted"))["lease"]
     path = f"/api/v1/leases/{lease}"
     assert (await daemon.ask("PATCH", path, {"stop": True})).json["stopping"] is True
     assert (await daemon.ask("PATCH", path, {"percent": 50})).json["stopping"] is True
@@ -169,9 +169,9 @@ async def test_when_a_lease_for_a_time_ends_is_known(daemon: Daemon) -> None:
     assert 3500 < found["ends_in_s"] <= 3600 and 3500 < found["expected_end"]["middle_s"] <= 3600
     (ticket,) = (await daemon.get("/api/v1/queue")).json["queue"]
     assert 3500 < ticket["expected_start"]["middle_s"] <= 3600
-    said = await waiting.said(20)
+    said = await waiting.said()
     while said["expected_start"] is None:
-        said = await waiting.said(20)
+        said = await waiting.said()
     assert 3500 < said["expected_start"]["middle_s"] <= 3600
     assert "pid 0" not in said["text"] and "held by an hour (" in said["text"]
     await waiting.aclose()
@@ -188,7 +188,7 @@ async def test_a_lock_that_the_pool_does_not_have_has_no_health(daemon: Daemon) 
         assert "gpu_lock:0, gpu_lock:1" in refused.json["hint"]
         assert (await daemon.get(f"{base}/{name}?lock_key=1")).status == 200
     holding = await daemon.open("POST", "/api/v1/leases", {"task": "slot", "key": "gpu_lock:ocr"})
-    await holding.until("granted", 20)
+    await holding.until("granted")
     assert (await daemon.get(f"{base}/status?lock_key=gpu_lock:ocr")).json["is_locked"] is True
     await holding.aclose()
 
@@ -227,7 +227,7 @@ async def test_statistics_of_a_task_are_of_that_task(daemon: Daemon) -> None:
         found = (await daemon.get("/api/v1/statistics?task=counted")).json
         return bool(found["window"]["acquired"] == 1 and found["holds"]["spread"]["count"] == 1)
 
-    await eventually(counted, 20)
+    await eventually(counted)
     found = (await daemon.get("/api/v1/statistics?task=counted")).json
     assert (found["task"], found["spans"], list(found["tasks"])) == ("counted", None, ["counted"])
     assert found["waits"]["spread"]["count"] == 1

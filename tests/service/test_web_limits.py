@@ -36,7 +36,7 @@ def daemon() -> Iterator[Daemon]:
         yield made
 
 
-async def _said(daemon: Daemon, *parts: bytes, pause_s: float = 0.0, within_s: float = 30.0) -> bytes:
+async def _said(daemon: Daemon, *parts: bytes, pause_s: float = 0.0, within_s: float = 60.0) -> bytes:
     """Send raw bytes and return all that is answered until the daemon hangs up."""
     async with await anyio.connect_tcp("127.0.0.1", daemon.port) as stream:
         for part in parts:

@@ -35,7 +35,7 @@ children = []
 try:
     for line in sys.stdin:
         method, target, body = json.loads(line)
-        c = http.client.HTTPConnection("localhost", timeout=20)
+        c = http.client.HTTPConnection("localhost", timeout=60)
         c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(path)
         if isinstance(body, dict) and body.get("pid") == "child":
             children.append(subprocess.Popen(["sleep", "60"]))
@@ -94,7 +94,7 @@ class Stranger:
         """End it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 

@@ -40,7 +40,7 @@ def nothing_left(daemon: Daemon) -> Iterator[None]:
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process that may hold."""
-    with subprocess.Popen(["sleep", "120"], env=clean_env()) as process:
+    with subprocess.Popen(["sleep", "300"], env=clean_env()) as process:
         yield process
         process.kill()
 
@@ -48,7 +48,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture
 def full(daemon: Daemon, tmp_path: Path) -> Iterator[Started]:
     """Both GPUs are held."""
-    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "60")
+    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "holder"))
     yield holder
     holder.close()
@@ -232,7 +232,7 @@ def test_a_process_that_is_not_there_is_said(daemon: Daemon) -> None:
 def test_a_running_process_is_adopted_on_the_gpu_that_it_was_told_to_use(daemon: Daemon) -> None:
     """Who started it by hand has said it in its environment."""
     uuid = ask(daemon, "gpus")[1]["uuid"]
-    with subprocess.Popen(["sleep", "60"], env=clean_env(CUDA_VISIBLE_DEVICES=uuid)) as process:
+    with subprocess.Popen(["sleep", "300"], env=clean_env(CUDA_VISIBLE_DEVICES=uuid)) as process:
         try:
             told = said(daemon, "adopt", str(process.pid), "--task", "by-hand")
             assert [gpu["uuid"] for gpu in told["gpus"]] == [uuid]
@@ -257,7 +257,7 @@ def test_a_busy_gpu_is_not_adopted(daemon: Daemon, full: Started, sleeper: subpr
 def test_a_script_inside_a_run_says_how_far_it_is(daemon: Daemon, tmp_path: Path) -> None:
     """People look at the list instead of asking."""
     progress = " ".join(command("progress"))
-    run = Started(daemon, tmp_path, "run", "-q", "--task", "frames", "-c", f"{progress} 9/20 'frame 9'; sleep 60")
+    run = Started(daemon, tmp_path, "run", "-q", "--task", "frames", "-c", f"{progress} 9/20 'frame 9'; sleep 300")
     until_blocking(lambda: leases(daemon, "frames") and leases(daemon, "frames")[0]["percent"] is not None)
     (lease,) = leases(daemon, "frames")
     assert (lease["percent"], lease["note"]) == (45.0, "frame 9")

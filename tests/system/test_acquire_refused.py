@@ -37,7 +37,7 @@ def nothing_left(daemon: Daemon) -> Iterator[None]:
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process that may hold."""
-    with subprocess.Popen(["sleep", "120"], env=clean_env()) as process:
+    with subprocess.Popen(["sleep", "300"], env=clean_env()) as process:
         yield process
         process.kill()
 
@@ -45,7 +45,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture
 def full(daemon: Daemon, tmp_path: Path) -> Iterator[Started]:
     """Both GPUs are held."""
-    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "60")
+    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "holder", "--", "sleep", "300")
     until_blocking(lambda: leases(daemon, "holder"))
     yield holder
     holder.close()

@@ -23,6 +23,8 @@ from tests.daemons import Daemon
 from tests.states import until_blocking
 from tests.system.commands import call, clean_env, command, one_daemon
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 HOOK = "https://127.0.0.1:9/very-secret"
 SECRET = "very-secret"
 CONFIG: dict[str, Any] = {"notify": {"webhooks": {"chat": {"url": HOOK}}}}

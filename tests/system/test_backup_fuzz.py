@@ -21,6 +21,8 @@ from tests.states import until_blocking
 from tests.system.commands import call, one_daemon
 from tests.system.test_backup import contents, said
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 MOST_EXAMPLES = 40
 
 ODD: tuple[Any, ...] = (

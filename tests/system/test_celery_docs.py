@@ -15,6 +15,8 @@ from tests.daemons import ROOT
 from tests.servers import Server
 from tests.system.celery_shop import RESULT_WITHIN_S, open_shop
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 
 def blocks(kind: str) -> list[str]:
     """The page's blocks of code of that kind, in their order."""

@@ -13,6 +13,8 @@ from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.celery_shop import Shop, Worker, open_shop
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 
 @pytest.fixture(scope="module")
 def shop(valkey_server: Server) -> Iterator[Shop]:

@@ -20,6 +20,8 @@ from tests.daemons import STEADY, Daemon
 from tests.system.commands import ROOT, call, clean_env, command, one_daemon
 from tests.system.test_cli import HEAVY
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 SCRIPT = ROOT / "scripts/rollback_gpu_lock_config.sh"
 SHORT = ("show", "history", "rollout")
 

@@ -26,6 +26,8 @@ from tests.configured import (
 from tests.daemons import STEADY, Daemon, daemon_folder, eventually, running_daemon
 from tests.servers import Server, valkey_binary
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 
 @pytest.fixture
 def own_server() -> Iterator[Server]:

@@ -16,6 +16,8 @@ from tests.states import until
 from tests.system.commands import Started, ask, leases, one_daemon, queued
 from tests.system.uvicorns import Service, hang_up, uvicorn
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 APP = "tests.system.asgi_app:app"
 FORMS = pytest.mark.parametrize("form", ["", "/plain"], ids=["dependency", "middleware"])
 
@@ -111,7 +113,7 @@ async def test_retry_after_follows_what_holds_have_taken(service: Service, daemo
     for held_s in ("0", "0", "10"):
         assert Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", held_s).wait(60) == 0
     longest_s = time.monotonic() - began
-    holder = Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", "60")
+    holder = Started(daemon, tmp_path, "run", "-q", "--task", "steady", "--", "sleep", "300")
     try:
         await until(lambda: leases(daemon, "steady"))
         async with service.client() as client:

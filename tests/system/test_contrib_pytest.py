@@ -15,6 +15,8 @@ from tests.daemons import Daemon
 from tests.states import until_blocking
 from tests.system.commands import Started, clean_env, leases, one_daemon
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 TWO_AT_ONCE = """
 import os, time, pytest
 from pathlib import Path
@@ -100,7 +102,7 @@ def test_without_a_daemon_tests_fail_where_they_must_not_be_skipped(tmp_path: Pa
 
 def test_a_busy_pool_fails_with_who_holds_it(daemon: Daemon, tmp_path: Path) -> None:
     """Somebody trains on both: the message says who, and what to do."""
-    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "training", "--", "sleep", "60")
+    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "training", "--", "sleep", "300")
     try:
         until_blocking(lambda: leases(daemon, "training"))
         done = run_pytest(tmp_path, "def test_gpu(gpu): ...\n", daemon=daemon, ini="gpu_wait = 200ms")

@@ -31,6 +31,8 @@ from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.commands import clean_env, command, leases, lives, one_daemon
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 

@@ -197,20 +197,21 @@ def test_a_forked_child_shares_the_parents_lease_and_cannot_end_it(crew: Crew, s
 
 def test_the_death_of_a_parent_is_seen_though_its_child_lives(crew: Crew, server: Server, pool: str) -> None:
     """A socket that the child had inherited and kept would still listen for the dead parent."""
-    holder, heir = crew.obedient("holder", "heir")
+    holder, between, heir = crew.obedient("holder", "between", "heir")
     _hold(holder)
     (parent,) = crew.start("fork", "parent", how="waits", hold_s=[0.0, 0.0])
     queued(server, pool, 1)
+    _queue_up(server, pool, between, first_place=2)  # so that the parent has to wait once more
     _leave(holder)
     parent.wait_for("used", "before")
-    _hold(holder, "1")
+    between.wait_for("use", "0")
     parent.wait_for("forked")
     queued(server, pool, 1)
     _queue_up(server, pool, heir, first_place=2)
     listening = _subscriptions(server)
     parent.kill()
     _wait_for_fewer_subscriptions(server, listening)
-    holder.tell("leave", "1")
+    between.tell("leave", "0")
     heir.wait_for("use", "0")
     _leave(heir)
     assert not troubles(crew.notes())

@@ -20,6 +20,8 @@ import pytest
 from tests.states import until_blocking
 from tests.system.commands import ROOT, clean_env
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 GRANT = re.compile(r"^\d\d:\d\d:\d\d  (\S+) +got GPU [\d, GPU]+.* after [\d.]+ s$", re.MULTILINE)
 
 

@@ -28,6 +28,8 @@ from tests.states import until_blocking
 from tests.stub_nvml import StubCard, build
 from tests.system.commands import ROOT, ask, clean_env, command, one_daemon
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 CLOCK = """
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -22,6 +22,8 @@ from tests.states import until, until_blocking
 from tests.system.commands import ROOT, Started, ask, clean_env, leases, one_daemon
 from tests.system.uvicorns import uvicorn
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
 EXAMPLES = ROOT / "examples"
 PAGES = ("web-services", "torch", "pytest")
 
@@ -77,7 +79,7 @@ def test_the_nightly_job_runs_on_a_gpu(user: dict[str, str], tmp_path: Path, fil
 
 def test_the_nightly_job_gives_up_when_all_is_busy(user: dict[str, str], daemon: Daemon, tmp_path: Path) -> None:
     """Exit code 75, which the unit counts as no failure."""
-    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "day", "--", "sleep", "60")
+    holder = Started(daemon, tmp_path, "run", "-q", "-n", "2", "--task", "day", "--", "sleep", "300")
     try:
         until_blocking(lambda: leases(daemon, "day"))
         done = subprocess.run([*words_of("schedule/crontab", "30 2")[:-1], "true"], env=user, timeout=60)

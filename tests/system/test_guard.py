@@ -113,7 +113,7 @@ async def test_a_stopped_holder_whose_lease_expired_is_killed_before_the_next_be
             second = start.start("second")
             await queued(daemon, 1)
             first.send(signal.SIGSTOP)
-            await second.is_in(30)
+            await second.is_in(60)
             assert first.process.wait(30) in (-signal.SIGTERM, -signal.SIGKILL)
             assert first.said("out") is None
 

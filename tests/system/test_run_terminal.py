@@ -6,9 +6,11 @@ import os
 import pty
 import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,33 @@ def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
     """Job control works as without us."""
     shell.type(f"{RUN} -- sleep 6\n")
     shell.see("got GPU 0")
+    shell.type("\x1a")
+    shell.see("the GPU stays taken until the hard limit")
+    shell.see("Stopped")
+    shell.type("fg\n")
+    shell.see("released GPU 0")
+    assert shell.code() == "0"
+
+
+SLOW_TO_BEGIN = """
+import os, sys, time
+from gpulockd import cli
+from gpulockd.cli.child import Run
+made = Run._before_exec
+def slow(*of):
+    prepare = made(*of)
+    return lambda: (prepare(), os.write(2, b"almost"), time.sleep(1))
+Run._before_exec = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""The command takes a second between its last preparation and its exec, as on a machine that has much to do."""
+
+
+def test_ctrl_z_before_the_command_has_begun_gives_the_shell_back_too(shell: Shell, tmp_path: Path) -> None:
+    """A command that is stopped there never begins, and who waits for its beginning hangs with the terminal."""
+    (tmp_path / "slow.py").write_text(SLOW_TO_BEGIN)
+    shell.type(f"{sys.executable} {tmp_path}/slow.py run -- sleep 3\n")
+    shell.see("almost")
     shell.type("\x1a")
     shell.see("the GPU stays taken until the hard limit")
     shell.see("Stopped")

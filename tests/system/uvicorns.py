@@ -63,14 +63,14 @@ def uvicorn(app: str, folder: Path, daemon: Daemon | None, **env: str) -> Iterat
         )
     service = Service(folder, process)
     try:
-        until_blocking(lambda: "Application startup complete" in service.log or process.poll() is not None)
+        until_blocking(lambda: "Application startup complete" in service.log or process.poll() is not None, 90)
         until_blocking((folder / "socket").exists)
         yield service
     finally:
         service.go()
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()
             process.wait()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.daemons import QUICK, ROOT, Daemon
+from tests.daemons import CALM, ROOT, Daemon
 from tests.servers import Server
 from tests.system.commands import clean_env, one_daemon
 
@@ -61,7 +61,7 @@ def program(page: str, found: list[Block]) -> str:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon with two GPUs."""
-    with one_daemon(config=QUICK) as made:
+    with one_daemon(config=CALM) as made:
         yield made
 
 

@@ -25,7 +25,7 @@ from gpulockd.hardware.processes.identity import identify
 from gpulockd.ledger.verbs import Terms
 from gpulockd.model import Job, PoolClock, Wants
 from gpulockd.settings import QueueBlock, SettleBlock
-from tests.pools import QUICK
+from tests.pools import CALM, QUICK
 from tests.states import until
 from tests.unit.test_guarding import guard_in
 
@@ -159,8 +159,8 @@ async def door_in(folder: Path) -> AsyncIterator[Door]:
 
 async def test_a_late_loss_ends_no_later_grant_of_its_ticket(tmp_path: Path) -> None:
     """The claim of before has lapsed and was told lost; the ticket holds by its next grant by now."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
     entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
     session.table.add(entry)
     async with door_in(tmp_path) as door:
@@ -180,8 +180,8 @@ async def test_a_late_loss_ends_no_later_grant_of_its_ticket(tmp_path: Path) -> 
 
 async def test_a_yes_that_was_taken_back_in_the_same_breath_lets_nobody_in(tmp_path: Path) -> None:
     """Both lines are read before the task that waits for the yes is awake; its gpu is the next one's by then."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
     entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
     session.table.add(entry)
     async with door_in(tmp_path) as door:
@@ -197,8 +197,8 @@ async def test_a_yes_that_was_taken_back_in_the_same_breath_lets_nobody_in(tmp_p
 
 async def test_a_loss_told_instead_of_a_yes_cancels_nobody(tmp_path: Path) -> None:
     """A guard that begins anew tells what is over while it is asked; to be cancelled would end the program."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
     entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
     session.table.add(entry)
     async with door_in(tmp_path) as door:
@@ -215,8 +215,8 @@ async def test_a_loss_told_instead_of_a_yes_cancels_nobody(tmp_path: Path) -> No
 
 async def test_another_loops_link_answers_for_nobody(tmp_path: Path) -> None:
     """The guard tells each connection of a session; only the loop that asked knows whether its body has begun."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
     here, elsewhere = asyncio.get_running_loop(), asyncio.new_event_loop()
     mine, others = (
         Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, loop, id)

@@ -17,6 +17,7 @@ import pytest
 from tests.daemons import ROOT, STEADY, Daemon
 from tests.states import until_blocking
 from tests.system.commands import one_daemon
+from tests.yivideo.services.common.card import ENOUGH
 
 CHILDREN = 4
 READY = "ready."
@@ -29,6 +30,7 @@ class Services:
         self.daemon = daemon
         self.app = app
         self._notes = folder / "notes"
+        self._enough = folder / f"notes{ENOUGH}"
         self._log = folder / "worker.log"
         self.worker: subprocess.Popen[bytes] | None = None
 
@@ -46,14 +48,19 @@ class Services:
     def forget(self) -> None:
         """Begin the notes anew."""
         self._notes.unlink(missing_ok=True)
+        self._enough.unlink(missing_ok=True)
 
-    def send(self, task: str, *args: object) -> Any:
+    def enough(self) -> None:
+        """End what computes on the card."""
+        self._enough.touch()
+
+    def send(self, task: str, *args: object, **options: object) -> Any:
         """Send a task; its result can be waited for."""
-        return self.app.send_task(task, args)
+        return self.app.send_task(task, args, **options)
 
     def done(self, result: Any) -> Any:
         """What became of a task: its return value, or its exception."""
-        until_blocking(result.ready, 40)
+        until_blocking(result.ready, 80)
         return result.result
 
     @contextlib.contextmanager
@@ -74,7 +81,7 @@ class Services:
         finally:
             worker.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(15)
+                worker.wait(30)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, 9)
             worker.wait()

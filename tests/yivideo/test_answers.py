@@ -22,7 +22,7 @@ from gpulockd.compat.yivideo import (
     lock_manager,
 )
 from tests.daemons import STEADY, Daemon
-from tests.pools import client_here, environment, offer, simulated
+from tests.pools import QUICK, client_here, environment, offer, simulated
 from tests.servers import Server
 from tests.states import until_blocking
 from tests.system.commands import one_daemon
@@ -174,7 +174,7 @@ def test_health_without_a_daemon_goes_by_the_documented_rules(here: None) -> Non
 
 def test_a_store_that_is_away_is_an_error_in_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of states goes on, and says why; the configuration is what the environment says."""
-    for name, value in environment("unix:///nonexistent/s.sock", "away").items():
+    for name, value in environment("unix:///nonexistent/s.sock", "away", QUICK).items():
         monkeypatch.setenv(name, value)
     assert list(get_gpu_lock_status()) == ["error"]
     assert "/nonexistent/s.sock" in get_gpu_lock_health_summary()["error"]
@@ -227,7 +227,7 @@ def daemon() -> Iterator[Daemon]:
 
 def told(daemon: Daemon, path: str) -> Any:
     """What a route says."""
-    with urllib.request.urlopen(f"{daemon.url}/api/v1/{path}", timeout=10) as reply:
+    with urllib.request.urlopen(f"{daemon.url}/api/v1/{path}", timeout=60) as reply:
         return json.load(reply)
 
 
@@ -257,7 +257,7 @@ def test_a_live_change_counts_from_the_next_request_on(daemon: Daemon) -> None:
     body = json.dumps({"poll_interval": 1.0, "max_wait_time": 0.2}).encode()
     request = urllib.request.Request(f"{daemon.url}/api/v1/config/gpu-lock", body, method="POST")
     request.add_header("Authorization", f"Bearer {daemon.token}")
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         assert reply.status == 200
     until_blocking(lambda: get_gpu_lock_config()["max_wait_time"] == 0.2)
     assert get_gpu_lock_config()["poll_interval"] == 1

@@ -45,7 +45,7 @@ def typed(daemon: Daemon, line: str) -> Any:
     bin = str(Path(sys.executable).parent)
     env = clean_env(GPULOCKD_SOCKET=daemon.socket, PATH=f"{bin}:{os.environ['PATH']}")
     line = line.replace(DOCUMENTED, daemon.url).replace("curl ", "curl -sS ", 1)
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=30)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -73,7 +73,7 @@ def test_the_documented_flows_show_and_free_a_lock(daemon: Daemon) -> None:
         bearer = RELEASE.replace('-H "Content', '-H "Authorization: Bearer $(gpulockd token)" -H "Content')
         taken = typed(daemon, bearer)
         assert (taken["success"], taken["lock_key"], taken["task_name"]) == (True, "gpu_lock:0", "paddleocr")
-        rest, _ = holder.communicate(timeout=30)
+        rest, _ = holder.communicate(timeout=60)
         assert holder.returncode == 1 and "INFO:locks:任务 paddleocr 释放GPU锁" not in rest
     finally:
         holder.kill()

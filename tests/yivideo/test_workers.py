@@ -73,7 +73,7 @@ def test_every_documented_form_of_call_has_the_lock(host: Services) -> None:
     whisper = host.send("faster_whisper.transcribe_audio", "/tmp/movie.mp4", {"device": "cuda", "seconds": 0.2})
     others = [
         host.send("paddleocr.detect_subtitle_area", 0.1),
-        host.send("audio_separator.separate_vocals", 0.1),
+        host.send("audio_separator.separate_vocals", 0.1, soft_time_limit=60, time_limit=90),
         host.send("indextts.generate_speech", 0.0),
         host.send("qwen3_asr.transcribe", "hello"),
         host.send("funasr.recommended"),
@@ -95,19 +95,20 @@ def test_every_documented_form_of_call_has_the_lock(host: Services) -> None:
 
 def test_only_what_needs_the_card_waits_for_it(host: Services) -> None:
     """Conditional locking: on the CPU the task runs beside the one that holds, and sees who that is."""
-    holder = host.send("paddleocr.perform_ocr", 1.5)
+    holder = host.send("paddleocr.perform_ocr", 600.0)
     until_blocking(lambda: host.notes(what="begun"))
     status = host.done(host.send("faster_whisper.transcribe_audio", "/tmp/a.wav", {"device": "cpu"}))
     assert not holder.ready()
     assert (status["is_locked"], status["lock_holder"]) == (True, holder.id)
     info = host.done(host.send("indextts.health_check"))
     assert (info["lock_type"], info["health"]["status"]) == ("active", "healthy")
+    host.enough()
     assert host.done(holder) == "paddleocr.perform_ocr done"
 
 
 def test_a_wait_that_is_too_long_says_so_in_both_phrases(host: Services) -> None:
     """Celery keeps only the text of the error; who looks for either phrase finds it, and the holder is not touched."""
-    holder = host.send("paddleocr.perform_ocr", 2.0)
+    holder = host.send("paddleocr.perform_ocr", 600.0)
     until_blocking(lambda: host.notes(what="begun"))
     late, speech = host.send("pyannote_audio.diarize_speakers", 0.0), host.send("indextts.generate_speech", 0.0)
     text = str(host.done(late))
@@ -119,6 +120,7 @@ def test_a_wait_that_is_too_long_says_so_in_both_phrases(host: Services) -> None
     failed = failure(host, speech)
     # D2, D3: a run that never had the lock releases nobody's, by its id or by its name.
     assert (failed["by_id"], failed["by_name"]) == (False, False)
+    host.enough()
     assert host.done(holder) == "paddleocr.perform_ocr done"
     assert on_card(host) == ["paddleocr.perform_ocr"]
 

@@ -7,7 +7,7 @@ found by descent: see `runs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -57,15 +57,18 @@ class Runs:
         *,
         spared: Collection[Process] = (),
         memories: Memories | None = None,
+        watched: Container[Process] = (),
     ) -> None:
         """:param died: told on the loop of each member's death, once for each run that it was of
         :param spared: processes that with their descendants are of no run: the daemon and its store
+        :param watched: processes whose death is told here by `ended`; the others are watched here
         """
         self._told = died
         self._spared = frozenset(spared)
         self._memories = memories or Memories()
+        self._watched = watched
         self._runs: dict[str, Run] = {}
-        self._watch = Watch(self._end)
+        self._watch = Watch(self.ended)
         self._due = anyio.Event()
         self._asked: dict[Process, str] = {}
         self.held = 0
@@ -110,7 +113,7 @@ class Runs:
         :raises OSError: if no descriptor is left
         """
         # Watched first: a member whose death nobody would tell is worse than an error.
-        self._watch.add(member, pidfd)
+        self._watch_over(member, pidfd)
         self.held += 1
         run = self._runs.setdefault(lease, Run(lease, self._spared))
         run.members.add(member)
@@ -198,7 +201,7 @@ class Runs:
             )
             # The watch alone says who has died: the table may be older than a member that was found meanwhile.
             for process in found - run.members:
-                self._watch.add(process)
+                self._watch_over(process)
                 run.members.add(process)
 
     async def follow(self, card_pids: CardPids = no_cards, interval_s: float = SCAN_S) -> None:
@@ -215,7 +218,12 @@ class Runs:
             with anyio.move_on_after(max(0.0, interval_s - rest_s) if self._runs else None):
                 await self._due.wait()
 
-    def _end(self, process: Process) -> None:
+    def _watch_over(self, process: Process, pidfd: int | None = None) -> None:
+        if pidfd is not None or process not in self._watched:
+            self._watch.add(process, pidfd)
+
+    def ended(self, process: Process) -> None:
+        """A process has died; of those that are not `watched` the kernel tells it."""
         for run in list(self._runs.values()):
             if process in run.members:
                 run.members.discard(process)

@@ -50,7 +50,7 @@ function books.start(keys, args)
   if not redis then redis, cjson, string, table, math, ipairs, pairs, next, tonumber, setmetatable, unpack = globals() end
   KEYS, ARGV = keys, args
   names = names_of(keys[1])
-  books.freed, books.terms_changed, books.token_raised, books.taken, cold_fields = {}, false, false, nil, nil
+  books.freed, books.terms_changed, books.token_raised, books.taken, cold_fields = {}, false, false, false, nil
   if books.changed[1] then books.changed = {} end
   gpus.forget()
   tickets.forget()
@@ -158,8 +158,12 @@ function books.open(terms, known_pool)
   return true
 end
 
+-- Has `take` written the state as it is by now?
+local function state_taken()
+  return books.taken and names.stamp == meta.stamp and names.seq == meta.seq and names.due_ms == meta.due_ms
+end
+
 function books.write()
-  local state = state_text(0)
   if books.terms_changed then
     local words = {}
     for i, name in ipairs(TERMS) do words[i] = IN_MS[name] and text(meta[name]) or meta[name] or '0' end
@@ -172,9 +176,9 @@ function books.write()
   if on_gpus then books.note('gpus', on_gpus) end
   gpus.keep()
   local fields = books.changed
-  if not fields[1] then return state == books.taken or redis.call('HSET', names.meta, 'state', state) end
+  if not fields[1] then return state_taken() or redis.call('HSET', names.meta, 'state', state_text(0)) end
   fields[#fields + 1] = 'state'
-  fields[#fields + 1] = state
+  fields[#fields + 1] = state_text(0)
   books.changed = {}
   redis.call('HSET', names.meta, unpack(fields))
 end
@@ -200,8 +204,8 @@ function books.take(events)
   local on_gpus, token = gpus.text(), books.token_raised and text(meta.token)
   books.token_raised = false
   if token and on_gpus then
-    books.taken = state_text(events)
-    redis.call('HSET', names.meta, 'token', token, 'gpus', on_gpus, 'state', books.taken)
+    redis.call('HSET', names.meta, 'token', token, 'gpus', on_gpus, 'state', state_text(events))
+    books.taken = true
   elseif token then
     redis.call('HSET', names.meta, 'token', token)
   elseif on_gpus then

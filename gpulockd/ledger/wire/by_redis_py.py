@@ -104,6 +104,9 @@ class RedisPyEar:
                 message: bytes = reply[2]
                 return message
 
+    def rest(self, seconds: float) -> None:
+        """It goes on reading: redis-py cannot rest."""
+
     async def hear(self, take: Callable[[bytes], None]) -> NoReturn:
         """Give every message to `take` until the connection breaks."""
         while True:

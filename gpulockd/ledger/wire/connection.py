@@ -79,6 +79,12 @@ class Wire(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(level, option, value)
 
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long (in seconds): what comes waits in the socket, and is read in one go."""
+        if self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+            self._loop.call_later(seconds, self._transport.resume_reading)
+
     def abort(self, why: Broken | None = None) -> None:
         """End the connection now; nothing that was not sent is sent any more."""
         self._end(why or Broken("the connection was closed"))

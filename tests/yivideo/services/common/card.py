@@ -19,14 +19,20 @@ def note(**facts: object) -> None:
         os.close(descriptor)
 
 
+ENOUGH = ".enough"
+"""Behind the name of the notes: the file that ends every computation."""
+
+
 def use_card(task: str, seconds: float) -> str:
-    """Compute on the card.
+    """Compute on the card, for so long or until somebody says that it is enough.
 
     :raises BlockingIOError: if somebody else is on it
     """
     with open(os.environ["YIVIDEO_NOTES"] + ".card", "a", encoding="ascii") as card:
         fcntl.flock(card, fcntl.LOCK_EX | fcntl.LOCK_NB)
         note(what="begun", task=task)
-        time.sleep(seconds)
+        ends_at, enough = time.monotonic() + seconds, Path(os.environ["YIVIDEO_NOTES"] + ENOUGH)
+        while time.monotonic() < ends_at and not enough.exists():
+            time.sleep(max(0.0, min(0.02, ends_at - time.monotonic())))
         note(what="ended", task=task)
     return f"{task} done"
