@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 60.0
 STOPPED_WITHIN_S = 30.0
 ANSWERED_WITHIN_S = 30.0
+STORE_WAS_LATE = "gave no answer within"
 
 QUICK = {"session": {"ttl": 2.0, "keepalive": 0.3, "rpc_deadline": 0.4, "margin": 0.1, "claim_window": 0.5}}
 """Settings under which a dead process is noticed within two seconds."""
@@ -243,10 +244,9 @@ async def running_daemon(
     """
     async with contextlib.AsyncExitStack() as stack:
         folder = base if base is not None else await stack.enter_async_context(daemon_folder())
-        process = start_daemon(folder, *args, config=config, env=env, simulate=simulate)
+        began_s = anyio.current_time()
+        process, line = await _started(folder, *args, config=config, env=env, simulate=simulate)
         try:
-            began_s = anyio.current_time()
-            line = await _ready_line(process, folder)
             found = re.fullmatch(r"gpulockd \S+ ready: pool (\S+), .*, (https?://\S+), (\S+)", line)
             assert found is not None, line
             daemon = Daemon(
@@ -265,14 +265,31 @@ async def running_daemon(
                 for wire in daemon.wires:
                     await wire.aclose()
         finally:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOPPED_WITHIN_S)
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _end(process)
+
+
+async def _started(folder: Path, *args: str, **how: Any) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a daemon and wait for its line. Where its store stands still just then it refuses to; then once more."""
+    for tries_left in (2, 1, 0):
+        process = start_daemon(folder, *args, **how)
+        try:
+            return process, await _ready_line(process, folder)
+        except BaseException as failed:
+            _end(process)
+            if not (tries_left and isinstance(failed, AssertionError) and STORE_WAS_LATE in str(failed)):
+                raise
+    raise AssertionError("no try was left")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOPPED_WITHIN_S)
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def start_daemon(

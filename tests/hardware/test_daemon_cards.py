@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpulockd.hardware.simulated import occupy
-from tests.daemons import QUICK, Daemon, eventually, running_daemon
+from tests.daemons import CALM, Daemon, eventually, running_daemon
 from tests.stub_nvml import StubCard, build
 
 A, B = (f"GPU-{secrets.token_hex(4)}" for _ in range(2))  # a host has each card once, for all that run there
@@ -55,7 +55,7 @@ async def test_on_real_cards_a_lost_one_tells_its_holder_and_comes_back(tmp_path
     pytest.importorskip("pynvml")
     stub = build(tmp_path / "nvml")
     stub.set([StubCard(A), StubCard(B)])
-    async with running_daemon(config=QUICK, env=stub.env, simulate=0) as daemon:
+    async with running_daemon(config=CALM, env=stub.env, simulate=0) as daemon:
         with holder(daemon, "gpu_lock:0") as program:
             try:
                 assert line(program) == f"on {A}"
@@ -87,7 +87,7 @@ async def test_on_real_cards_a_lost_one_tells_its_holder_and_comes_back(tmp_path
 
 async def test_a_stranger_on_a_card_makes_an_event() -> None:
     """People learn who is in the way, by name."""
-    async with running_daemon(config=QUICK) as daemon:
+    async with running_daemon(config=CALM) as daemon:
         events = await daemon.open("GET", "/api/v1/events", tcp=True)
         stranger = subprocess.Popen(["sleep", "600"])
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import QUICK, eventually, running_daemon
+from tests.daemons import CALM, eventually, running_daemon
 from tests.stub_nvml import Stub, StubCard, StubMig, build
 
 pytest.importorskip("pynvml")
@@ -25,7 +25,7 @@ def stub(tmp_path: Path) -> Stub:
 async def test_real_cards_are_offered_by_name_and_uuid(stub: Stub) -> None:
     """MIG instances are gpus like any other."""
     stub.set([StubCard(A), StubCard(B, name="NVIDIA A100", migs=(StubMig(1, MIG, gi=3),))])
-    async with running_daemon(config=QUICK, env=stub.env, simulate=0) as daemon:
+    async with running_daemon(config=CALM, env=stub.env, simulate=0) as daemon:
         assert ", 2 GPUs, " in daemon.ready_line
         gpus = (await daemon.get("/api/v1/gpus")).json
         assert MIG in str(gpus) and A in str(gpus) and "NVIDIA A100" in str(gpus)
@@ -34,7 +34,7 @@ async def test_real_cards_are_offered_by_name_and_uuid(stub: Stub) -> None:
 async def test_a_card_that_hangs_at_the_start_does_not_keep_the_daemon_from_starting_or_stopping(stub: Stub) -> None:
     """The other card works, and a service manager must not have to kill the daemon."""
     stub.set([StubCard(A, delay=600_000), StubCard(B)])
-    async with running_daemon(config=QUICK, env=stub.env, simulate=0) as daemon:
+    async with running_daemon(config=CALM, env=stub.env, simulate=0) as daemon:
         assert ", 1 GPU, " in daemon.ready_line
         assert await daemon.stop() == 0
 
@@ -42,7 +42,7 @@ async def test_a_card_that_hangs_at_the_start_does_not_keep_the_daemon_from_star
 async def test_a_driver_that_comes_later_is_found(stub: Stub) -> None:
     """At boot the daemon may be earlier than the driver's modules: it serves, says why, and offers later."""
     stub.set([StubCard(A)], init=9)
-    async with running_daemon(config=QUICK, env=stub.env, simulate=0) as daemon:
+    async with running_daemon(config=CALM, env=stub.env, simulate=0) as daemon:
         assert "not loaded" in daemon.ready_line
         stub.set(init=0)
 

@@ -257,7 +257,7 @@ def test_a_busy_gpu_is_not_adopted(daemon: Daemon, full: Started, sleeper: subpr
 def test_a_script_inside_a_run_says_how_far_it_is(daemon: Daemon, tmp_path: Path) -> None:
     """People look at the list instead of asking."""
     progress = " ".join(command("progress"))
-    run = Started(daemon, tmp_path, "run", "-q", "--task", "frames", "-c", f"{progress} 9/20 'frame 9'; sleep 300")
+    run = Started(daemon, tmp_path, "run", "-q", "--task", "frames", "-c", f"{progress} 9/20 'frame 9'; exec sleep 300")
     until_blocking(lambda: leases(daemon, "frames") and leases(daemon, "frames")[0]["percent"] is not None)
     (lease,) = leases(daemon, "frames")
     assert (lease["percent"], lease["note"]) == (45.0, "frame 9")

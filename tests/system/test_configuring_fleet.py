@@ -23,10 +23,13 @@ from tests.configured import (
     value,
     write_config,
 )
-from tests.daemons import STEADY, Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
 from tests.servers import Server, valkey_binary
 
 pytestmark = pytest.mark.timeout(300)  # a busy machine takes seconds for each start of Python
+
+TIMES = {"session": {"ttl": 6.0, "keepalive": 0.3, "rpc_deadline": 1.5, "margin": 0.1, "claim_window": 0.5}}
+"""A store that is slow for a second refuses no change; and a young one is frozen for no longer than a `ttl`."""
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ async def member(
     server: Server, pool: str, *, base: Path | None = None, config: dict[str, Any] | None = None
 ) -> AsyncIterator[Daemon]:
     """A daemon with a pool of its own on the common store."""
-    wanted = STEADY | (config or {})
+    wanted = TIMES | (config or {})
     async with running_daemon("--redis", server.url, "--pool", pool, base=base, config=wanted, simulate=1) as daemon:
         yield daemon
 
@@ -56,7 +59,7 @@ async def test_a_change_anywhere_counts_everywhere_but_a_file_only_in_its_pool(o
         assert await number(b) == 0
         await set_live(a, {"gpu_lock": {"poll_interval": 0.5}})
         await until_value(b, "gpu_lock.poll_interval", 0.5)
-        write_config(b, STEADY | {"gpu_lock": {"max_poll_interval": 4, "max_wait_time": 50}})
+        write_config(b, TIMES | {"gpu_lock": {"max_poll_interval": 4, "max_wait_time": 50}})
         await until_value(b, "gpu_lock.max_wait_time", 50)
         await until_shown(a, lambda found: found["revision"]["number"] == 2)
         assert await value(a, "gpu_lock.max_wait_time") == 1800

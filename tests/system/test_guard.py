@@ -20,18 +20,18 @@ import redis
 
 from gpulockd.hardware.processes.identity import alive, identify
 from tests.configured import set_live
-from tests.daemons import Daemon, daemon_folder, eventually, running_daemon, start_daemon
+from tests.daemons import Daemon, daemon_folder, running_daemon, start_daemon
 from tests.states import until
-from tests.system.commands import is_followed, lives
+from tests.system.commands import ask, is_followed, lives
 from tests.system.holders import INSIDE, Holder, holders
 
 CONFIG: dict[str, Any] = {
-    "session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 1, "margin": 0.5, "claim_window": 2, "guard_gone_after": 90},
+    "session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 2, "margin": 0.5, "claim_window": 2, "guard_gone_after": 90},
     "settle": {"timeout": 10, "grace": 1},
 }
 """A dead process counts as gone after 10 s without a guard."""
 
-PATIENT: dict[str, Any] = CONFIG | {"session": CONFIG["session"] | {"ttl": 60}}
+PATIENT: dict[str, Any] = CONFIG | {"session": CONFIG["session"] | {"ttl": 60, "rpc_deadline": 5}}
 """A dead process counts as gone after a minute without a guard, so what happens sooner is the guard's."""
 
 SOON_S = 30.0
@@ -44,11 +44,7 @@ def store_of(daemon: Daemon) -> redis.Redis:
 
 async def queued(daemon: Daemon, count: int) -> None:
     """Wait until so many stand in the queue."""
-
-    async def stands() -> bool:
-        return len((await daemon.get("/api/v1/queue")).json["queue"]) >= count
-
-    await eventually(stands, 30)
+    await until(lambda: len(ask(daemon, "queue")) >= count)
 
 
 async def follows(first: Holder, second: Holder, within_s: float = SOON_S) -> float:
@@ -126,7 +122,7 @@ async def test_a_holder_that_heeds_nothing_is_killed_and_one_that_leaves_is_not(
             await first.is_in()
             second = start.start("second", "deaf")
             await queued(daemon, 1)
-            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            (lease,) = ask(daemon, "leases")
             await daemon.ask("DELETE", f"/api/v1/leases/{lease['id']}")
             await second.is_in(SOON_S)
             await first.is_out()
@@ -135,7 +131,7 @@ async def test_a_holder_that_heeds_nothing_is_killed_and_one_that_leaves_is_not(
             assert (await set_live(daemon, {"settle": {"grace": 1}})).status == 200
             third = start.start("third")
             await queued(daemon, 1)
-            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            (lease,) = ask(daemon, "leases")
             await daemon.ask("DELETE", f"/api/v1/leases/{lease['id']}")
             await third.is_in(SOON_S)
             assert second.process.wait(30) == -signal.SIGKILL
@@ -166,7 +162,7 @@ async def test_holders_keep_their_card_through_an_emptied_store(tmp_path: Path, 
 
 
 async def test_a_store_that_is_away_for_long_costs_no_holder_its_lease(tmp_path: Path) -> None:
-    """Belief in Redis would be over after five seconds; the guard stands for the holder."""
+    """Belief in Redis would be over after seven seconds; the guard stands for the holder."""
     async with running_daemon(config=CONFIG) as daemon:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first")
@@ -342,7 +338,7 @@ async def test_two_containers_without_the_socket_use_one_pool(tmp_path: Path) ->
             assert second.said("in") is None
             first.leave()
             await second.is_in()
-            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            (lease,) = ask(daemon, "leases")
             assert lease["host"] == "box-2"
 
 
@@ -358,11 +354,7 @@ async def test_what_a_program_without_the_socket_left_in_the_ledger_ends_with_it
                 # In a pid namespace of its own, so that what it says of itself means nobody here.
                 inside = INSIDE if os.getuid() == 0 else ()
                 one = start.start("one", prefix=inside, **lonely)
-
-                async def granted() -> bool:
-                    return bool((await daemon.get("/api/v1/leases")).json["leases"])
-
-                await eventually(granted)
+                await until(lambda: ask(daemon, "leases"))
                 await daemon.kill()
                 for process in psutil.Process(one.process.pid).children():
                     process.kill()
@@ -396,7 +388,7 @@ async def test_lies_on_the_socket_change_nothing(tmp_path: Path) -> None:
         with holders(tmp_path / "h", daemon) as start:
             first = start.start("first")
             token = await first.is_in()
-            (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+            (lease,) = ask(daemon, "leases")
             second = start.start("second")
             await queued(daemon, 1)
             with store_of(daemon) as store:

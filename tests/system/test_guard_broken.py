@@ -18,7 +18,7 @@ import pytest
 
 from tests.daemons import Daemon, daemon_folder, running_daemon
 from tests.states import until
-from tests.system.commands import ROOT, clean_env, is_followed
+from tests.system.commands import ROOT, ask, clean_env, is_followed
 from tests.system.holders import holders
 from tests.system.test_guard import CONFIG, PATIENT, SOON_S, queued, store_of
 
@@ -82,7 +82,7 @@ def program(daemon: Daemon, text: str, *words: str) -> Iterator[subprocess.Popen
 
 async def lease_of(daemon: Daemon) -> dict[str, object]:
     """The one lease there is."""
-    (lease,) = (await daemon.get("/api/v1/leases")).json["leases"]
+    (lease,) = ask(daemon, "leases")
     return dict(lease)
 
 

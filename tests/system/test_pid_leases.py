@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from tests.daemons import QUICK, Daemon, daemon_folder, eventually, running_daemon
-from tests.system.commands import clean_env, command
+from tests.system.commands import ask, clean_env, command
 
 LOCK_TIMEOUT_S = 5.0
 GRACE_S = 0.5
@@ -52,7 +52,7 @@ async def _granted(daemon: Daemon, wish: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _leases(daemon: Daemon) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = (await daemon.get("/api/v1/leases")).json["leases"]
+    found: list[dict[str, Any]] = ask(daemon, "leases")
     return found
 
 
@@ -87,7 +87,7 @@ async def _is_free(daemon: Daemon) -> bool:
 
 
 async def _has_queue(daemon: Daemon) -> bool:
-    return len((await daemon.get("/api/v1/queue")).json["queue"]) == 1
+    return len(ask(daemon, "queue")) == 1
 
 
 async def _is_forgotten(daemon: Daemon, lease: str) -> bool:
@@ -168,8 +168,7 @@ async def test_who_waits_with_a_ticket_keeps_the_place_at_the_next_daemon(
         async with running_daemon(base=base, config=CONFIG, simulate=1) as second:
             waiting = await second.open("POST", "/api/v1/leases", wish)
             await waiting.until("waiting")
-            queue = (await second.get("/api/v1/queue")).json["queue"]
-            assert [one["id"] for one in queue] == [wish["ticket"]]
+            assert [one["id"] for one in ask(second, "queue")] == [wish["ticket"]]
             await second.ask("DELETE", "/api/v1/leases/0")
             assert (await waiting.until("granted"))["lease"] == wish["ticket"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
+from tests.daemons import CALM, Daemon, daemon_folder, eventually, running_daemon
 from tests.system.commands import Started, call, clean_env, command, leases, one_daemon
 
 pytest.importorskip("textual", reason="textual is not installed (pip install 'gpulockd[tui]')")
@@ -47,7 +47,7 @@ async def test_holders_and_waiters_come_and_go_by_the_stream_alone(
 ) -> None:
     """A view that polls is late, and costs the daemon what it shows."""
     monkeypatch.setattr(screen, "SENSORS_S", 3600.0)
-    async with running_daemon(simulate=2) as daemon:
+    async with running_daemon(config=CALM, simulate=2) as daemon:
         top = Top(daemon.socket)
         async with top.run_test(size=(WIDE, HIGH)) as pilot:
             await eventually(lambda: len(shown(top)) == 2 and "free" in shown(top)[0], 30)
@@ -75,7 +75,7 @@ async def test_holders_and_waiters_come_and_go_by_the_stream_alone(
 
 async def test_keys_sort_release_and_drain_and_ask_before_they_act(tmp_path: Path) -> None:
     """A key that is hit by accident must take no GPU away."""
-    async with running_daemon(simulate=2) as daemon:
+    async with running_daemon(config=CALM, simulate=2) as daemon:
         started = [Started(daemon, tmp_path, "run", "-q", "--task", f"job{i}", "--", "sleep", "300") for i in range(2)]
         top = Top(daemon.socket)
         try:
@@ -107,7 +107,7 @@ async def test_keys_sort_release_and_drain_and_ask_before_they_act(tmp_path: Pat
 async def test_it_says_that_the_daemon_is_gone_and_comes_back_with_the_next_one() -> None:
     """Old numbers that look alive are worse than none."""
     async with daemon_folder() as base:
-        async with running_daemon(base=base, simulate=2) as daemon:
+        async with running_daemon(config=CALM, base=base, simulate=2) as daemon:
             top = Top(daemon.socket)
             async with top.run_test(size=(WIDE, HIGH)) as pilot:
                 await eventually(lambda: len(shown(top)) == 2, 30)
@@ -115,7 +115,7 @@ async def test_it_says_that_the_daemon_is_gone_and_comes_back_with_the_next_one(
                 await eventually(lambda: " for " in head(top) and "what is shown is old" in head(top), 30)
                 assert top.heading.has_class("gone")
                 assert len(shown(top)) == 2, "what was known stays, marked as old"
-                async with running_daemon(base=base, simulate=2):
+                async with running_daemon(config=CALM, base=base, simulate=2):
                     await eventually(lambda: "GPUs held" in head(top), 30)
                     assert not top.heading.has_class("gone")
                 await pilot.press("q")
@@ -124,7 +124,7 @@ async def test_it_says_that_the_daemon_is_gone_and_comes_back_with_the_next_one(
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """A daemon for who only looks."""
-    with one_daemon(simulate=2) as made:
+    with one_daemon(config=CALM, simulate=2) as made:
         yield made
 
 
