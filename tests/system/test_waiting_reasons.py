@@ -22,7 +22,7 @@ from tests.system.workers_started import SOAK, Crew, Started, keepalives_heard, 
 
 pytestmark = pytest.mark.slow
 
-SESSION = SessionBlock(ttl=6.0, keepalive=0.5, rpc_deadline=0.5, margin=0.2, claim_window=1.5)
+SESSION = SessionBlock(ttl=6.0, keepalive=0.5, rpc_deadline=1.0, margin=0.2, claim_window=1.5)
 """Session times (in seconds): a machine that stalls a process for a second or two ends no belief."""
 
 AT_ONCE_S = 3.0
