@@ -13,7 +13,16 @@ from typing import Any, cast
 
 import msgspec
 
-from gpulockd.client.guarded import GuardAway, LastWord, NotAdmitted, away_text, sockets_of, unread_in, words_of
+from gpulockd.client.guarded import (
+    GuardAway,
+    LastWord,
+    NotAdmitted,
+    away_text,
+    hello_of,
+    sockets_of,
+    unread_in,
+    words_of,
+)
 from gpulockd.client.session import Session
 from gpulockd.client.table import Entry
 from gpulockd.clock import boottime_s
@@ -41,8 +50,7 @@ class GuardLink(asyncio.Protocol):
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._admitted: dict[str, int] = {}
         self._named: dict[str, int] = {}  # a guard that came meanwhile may have taken a lease from the ledger's word
-        self._said: list[str] = []
-        self._told: list[str] = []  # ended sessions that a guard has heard of: it may keep a gpu for them
+        self._said = self._told = list[str]()  # ended sessions that a guard has heard of: it may keep a gpu for them
         self._connecting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -93,6 +101,10 @@ class GuardLink(asyncio.Protocol):
 
     def _say_admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:
         self._say({"verb": "admit", "session": entry.session, "lease": words_of(entry, token, gpus)})
+
+    def is_asked(self, entry: Entry) -> bool:
+        """Whether it owes an answer for this ticket."""
+        return entry.id in self._asked
 
     def has_let_in(self, entry: Entry, token: int) -> bool:
         """Whether a yes to this grant still stands: "lost" may have come in the same breath."""
@@ -152,21 +164,9 @@ class GuardLink(asyncio.Protocol):
         await self.loop.create_connection(lambda: self, sock=connection)
         self._socket = connection
         self._word.asked()
-        self._say(self._hello())
-        await self._greeted
-
-    def _hello(self) -> dict[str, Any]:
-        entries = [entry for entry in self.session.table.all() if entry.session == self.session.id]
-        held = [e for e in entries if e.state in ("held", "member") and not e.lost.is_set()]
         self._said = self.session.before
-        return {
-            "verb": "hello",
-            "session": self.session.id,
-            "was": self._said,
-            "as_of": max(self.session.highest_token, *(entry.token for entry in entries), 0),
-            "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
-            "known": [entry.id for entry in entries if entry not in held and entry.state != "ending"],
-        }
+        self._say(hello_of(self.session))
+        await self._greeted
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""

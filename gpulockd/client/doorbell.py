@@ -80,7 +80,8 @@ class Doorbell:
     def _ring(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:
         """Wake the winner, with its confirm under way, and the question to the guard of this host.
 
-        One at a time for a ticket: what rings meanwhile the winner asks for itself, one token after the other.
+        One at a time for a ticket: what rings meanwhile the winner asks for itself, one token after the other. A ring
+        that was heard late, or that anybody wrote, takes no guard's answer from the grant that waits for it.
         """
         if entry.state == "asking" and not self._asks_for(entry):
             asked_at = boottime_s()
@@ -88,7 +89,7 @@ class Doorbell:
             if reply is not None:
                 self.forget(entry)
                 self._begun[entry.id] = Begun(token, asked_at, reply)
-            if self._session.guarded and self.guard is not None:
+            if self._session.guarded and self.guard is not None and not self.guard.is_asked(entry):
                 self.guard.admit(entry, token, gpus)
         entry.ring(token)
 

@@ -35,6 +35,9 @@ class Admits(Protocol):
     def admit(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> asyncio.Future[None]:
         """Ask to be let in. The future fails with `GuardAway` or `NotAdmitted`."""
 
+    def is_asked(self, entry: Entry) -> bool:
+        """Whether it owes an answer for this ticket, by whichever token."""
+
     def has_let_in(self, entry: Entry, token: int) -> bool:
         """Whether a yes to this grant still stands: "lost" may have come in the same breath."""
 
@@ -64,6 +67,20 @@ def words_of(entry: Entry, token: int, gpus: tuple[str, ...]) -> dict[str, Any]:
         words["of"] = entry.of
     words["assertion"] = entry.assertion(token, gpus)
     return words
+
+
+def hello_of(session: Session) -> dict[str, Any]:
+    """Who this process is to the guard, what it holds and has asked for, and its sessions that have ended."""
+    entries = [entry for entry in session.table.all() if entry.session == session.id]
+    held = [e for e in entries if e.state in ("held", "member") and not e.lost.is_set()]
+    return {
+        "verb": "hello",
+        "session": session.id,
+        "was": session.before,
+        "as_of": max(session.highest_token, *(entry.token for entry in entries), 0),
+        "held": [words_of(entry, entry.token, tuple(gpu.key for gpu in entry.gpus)) for entry in held],
+        "known": [entry.id for entry in entries if entry not in held and entry.state != "ending"],
+    }
 
 
 def sockets_of(session: Session) -> list[str]:

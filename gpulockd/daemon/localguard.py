@@ -51,6 +51,10 @@ class LocalGuard:
             self._hear(answer)
         return future
 
+    def is_asked(self, entry: Entry) -> bool:
+        """Whether it owes an answer for this ticket."""
+        return entry.id in self._asked
+
     def has_let_in(self, entry: Entry, token: int) -> bool:
         """Whether a yes to this grant still stands."""
         lease = self._guard.fence.lease_of(entry.id)

@@ -77,7 +77,7 @@ def table(rows: tuple[Row, ...], outcomes: dict[str, list[Outcome]]) -> str:
 
 
 def main() -> int:
-    """Run the rows; 1 if a rule or a promise was broken."""
+    """Run the rows, and all that tries to break it; 1 if any of it failed."""
     asked = argparse.ArgumentParser(prog="python -m tests.faults", description="break it on purpose, row by row")
     asked.add_argument("--row", type=int, action="append", help="only this one; again for more")
     asked.add_argument("--table", type=Path, help="write the table between the marks of this file")
@@ -93,16 +93,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         words = ["-q", "-rs", "-n", said.workers, "--dist", "loadfile", "-o", "junit_family=xunit1", *LONGEST]
-        pytest.main([*words, f"--junitxml={report}", *tests])
+        code = pytest.main([*words, f"--junitxml={report}", *tests])
         outcomes = outcomes_of(report)
     text = table(rows, outcomes)
     broken = [row for row in tried if verdict(row, outcomes)[0] == "broken"]
     print(text)
-    print(f"{len(tried)} rows tried in {time.monotonic() - began_s:.0f} s, {len(broken)} broken")
+    others = "" if broken or not code else "; a test that is in no row failed"
+    print(f"{len(tried)} rows tried in {time.monotonic() - began_s:.0f} s, {len(broken)} broken{others}")
     if said.table is not None and not broken:
         whole = said.table.read_text()
         said.table.write_text(re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{text}{END}", whole, flags=re.DOTALL))
-    return 1 if broken else 0
+    return 1 if broken or code else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from gpulockd import gpu_lock
-from gpulockd.client.admitting import GuardLink
+from gpulockd.client.guarded import hello_of
 from tests.daemons import running_daemon
 from tests.faults.scene import CONFIG
 from tests.pools import client_here, offer, simulated
@@ -34,11 +34,9 @@ async def test_what_is_being_given_back_is_not_named_to_a_guard_that_comes(valke
     offer(valkey_server, pool, simulated(2))
     with client_here(valkey_server.url, pool):
         async with gpu_lock("gpu_lock:0") as stays, gpu_lock("gpu_lock:1") as ends:
-            link = GuardLink(stays._line.session)
             ends._entry.state = "ending"
-            hello = link._hello()
+            hello = hello_of(stays._line.session)
             ends._entry.state = "held"
-            link.close()
             assert [words["id"] for words in hello["held"]] == [stays.id]
             assert ends.id not in hello["known"]
 

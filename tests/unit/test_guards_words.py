@@ -15,6 +15,8 @@ import pytest
 from gpulockd import places
 from gpulockd.client.admitting import GuardLink
 from gpulockd.client.guarded import GuardAway, LastWord
+from gpulockd.client.keeper import Keeper
+from gpulockd.client.line import Line
 from gpulockd.client.session import Session
 from gpulockd.client.table import Ask, Entry
 from gpulockd.clock import boottime_s
@@ -255,3 +257,23 @@ async def test_a_guard_that_has_not_answered_is_told_later_which_sessions_have_e
         link.look()
         await until(lambda: door.heard[-1].get("was") == [ended])
         link.close()
+
+
+async def test_a_doorbell_that_is_heard_late_takes_no_answer_from_a_grant_that_waits(tmp_path: Path) -> None:
+    """The claim has lapsed, a poll was granted the gpu under a later token; the old ring was read only now."""
+    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
+    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
+    session.clock = PoolClock(epoch="e", version=0, ttl_ms=20_000, step_ms=3_000, keepalive_ms=5_000, guarded=True)
+    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
+    session.table.add(entry)
+    async with door_in(tmp_path) as door:
+        door.is_silent = True
+        line = Line(session, Keeper(session))
+        asked = line.guard.admit(entry, 9, ZERO)
+        await until(lambda: any(said["verb"] == "admit" for said in door.heard))
+        line.doorbell.take(b"claim t1 8 gpu_lock:0")
+        line.doorbell.take(b"claim t1 1009 gpu_lock:0")
+        door.say(admitted="t1", token=9)
+        await asyncio.wait_for(asked, 20)
+        assert line.guard.has_let_in(entry, 9) and not door.left()
+        await line.aclose()
