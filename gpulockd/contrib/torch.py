@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from gpulockd.client.lease import LeaseFacts
+from gpulockd.client.nesting import inherited_pair
 from gpulockd.client.tracking import Tracked
 from gpulockd.errors import ConfigError
 from gpulockd.model import Gpu
@@ -99,17 +100,26 @@ def stops_on(lease: LeaseFacts, number: int = signal.SIGTERM) -> Iterator[None]:
     """While the block runs, that signal asks the holder to stop (`lease.stopping`) instead of ending the program.
 
     `gpulockd run` sends it at the soft limit, systemd and torchrun at their ends. In the main thread only.
+
+    A holder inside a run may hear of the stop before the signal: one that comes after the block is passed over then.
     """
+    came = False
 
     def asked(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         # Not in the handler itself: it may have interrupted whoever sets the flag right now.
         threading.Thread(target=lease.stopping.set, name="gpulockd-stop", daemon=True).start()
+
+    def late(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before)
 
     before = signal.signal(number, asked)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        is_due = lease.stopping.is_set() and not came and inherited_pair(lease.pool) is not None
+        signal.signal(number, late if is_due else before)
 
 
 def _torch() -> Any:

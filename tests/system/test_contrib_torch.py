@@ -187,6 +187,28 @@ def test_sigterm_asks_a_training_to_stop(here: Daemon) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_signal_of_a_stop_that_was_heeded_already_ends_nobody(
+    here: Daemon, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """In a run the lease says so at once, and the wrapper's SIGTERM comes when it comes: the work is saved by then."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    try:
+        with gpu_lock(task="heeded") as lease:
+            if inside:
+                monkeypatch.setenv("GPULOCKD_LEASE", lease.id)
+                monkeypatch.setenv("GPULOCKD_TOKEN", str(lease.token))
+            with stops_on(lease):
+                lease.stopping.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ([] if inside else [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard[-1:] == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 STUB = """
 import sys, threading, types
 torch = types.ModuleType("torch")

@@ -254,6 +254,8 @@ async def test_on_one_host_the_share_is_of_its_worker_sessions() -> None:
     async with fleet("only", session={}) as found:
         with programs(found, "only", processes=10, clients=4):
             await eventually(lambda: len(found.sessions("only")) == 11, WITHIN_S)
+            # A young store grants nothing for one ttl, and a stage would be over before there was anything to judge.
+            await eventually(lambda: len(found.events("only", "lock_acquired")) >= 20, WITHIN_S)
             await found.ask("POST", "/rollout", {"set": BAD, "unvalidated": True})
             started = await found.rollout()
             assert (started["unit"], started["pools"]) == ("sessions", ["only"])
