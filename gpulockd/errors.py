@@ -6,7 +6,9 @@ Foreign exceptions become these at two edges only: the store (Redis) and the har
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # see gpulockd/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class GpuLockError(Exception):

@@ -7,11 +7,14 @@ import os
 import socket
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
 
 from gpulockd import places
 from gpulockd.cli.connection import Answer, Connection, listens
 from gpulockd.cli.talk import NEGATIVE, NO_DAEMON, NOT_PERMITTED, USAGE, CommandError
+
+TYPE_CHECKING = False  # see gpulockd/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
 
 ANSWER_DEADLINE_S = 5.0
 START_HINT = "start it with 'gpulockd serve' or 'systemctl start gpulockd'"

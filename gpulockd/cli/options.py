@@ -6,13 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
 
 from gpulockd.cli.talk import USAGE, CommandError
 from gpulockd.errors import GpuLockError
 from gpulockd.units import parse_duration_s
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # see gpulockd/__init__.py
+if TYPE_CHECKING:
+    from typing import NoReturn, TypeVar
+
+    T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 from gpulockd.cli.talk import NEGATIVE, CommandError
 from gpulockd.units import clean, format_duration
 
-Record = dict[str, Any]
+TYPE_CHECKING = False  # see gpulockd/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
+
+    Record = dict[str, Any]
+else:
+    Record = dict
 
 SOON_S = 120.0
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
 from gpulockd.units import clean
+
+TYPE_CHECKING = False  # see gpulockd/__init__.py
+if TYPE_CHECKING:
+    from typing import TextIO
 
 OK, NEGATIVE, USAGE, NO_DAEMON, NOT_PERMITTED = 0, 1, 2, 3, 4
 """Exit codes of every command but `run`."""
