@@ -9,6 +9,7 @@ workers and torchrun's children are the holder's run, so its GPU is not given on
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -114,12 +115,19 @@ def stops_on(lease: LeaseFacts, number: int = signal.SIGTERM) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before)
 
+    def at_exit() -> None:
+        # The interpreter takes its handlers away before it has ended; what is ignored stays so.
+        if signal.getsignal(number) is late:
+            signal.signal(number, signal.SIG_IGN)
+
     before = signal.signal(number, asked)
     try:
         yield
     finally:
         is_due = lease.stopping.is_set() and not came and inherited_pair(lease.pool) is not None
         signal.signal(number, late if is_due else before)
+        if is_due:
+            atexit.register(at_exit)
 
 
 def _torch() -> Any:
