@@ -90,9 +90,9 @@ def test_a_killed_waiter_is_passed_over_at_once(crew: Crew, server: Server, pool
         (waiter,) = crew.obedient(f"waiter{round}")
         _hold(holder, round)
         _queue_up(server, pool, waiter, heir, key=round)
-        listening = _subscriptions(server)
+        until_blocking(lambda: _subscriptions(server) == 3)  # one that subscribes again is away for a moment
         waiter.kill()
-        _wait_for_fewer_subscriptions(server, listening)
+        _wait_for_fewer_subscriptions(server, 3)
         holder.tell("leave", round)
         heir.wait_for("use", round)
         _leave(heir, round)
@@ -208,7 +208,7 @@ def test_the_death_of_a_parent_is_seen_though_its_child_lives(crew: Crew, server
     parent.wait_for("forked")
     queued(server, pool, 1)
     _queue_up(server, pool, heir, first_place=2)
-    listening = _subscriptions(server)
+    listening = max(_subscriptions(server) for _ in range(200))  # one that subscribes again is away for a moment
     parent.kill()
     _wait_for_fewer_subscriptions(server, listening)
     between.tell("leave", "0")
