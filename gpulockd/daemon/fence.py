@@ -109,10 +109,9 @@ class Fence:
         known = self.leases.get(lease.id)
         if known is not None and known.token == lease.token:
             return Refused("it was lost") if known.lost else Admitted()
+        # Its end is on the way to the ledger, which may give its gpus on at any moment.
         if self._over.get(lease.id) == lease.token:
-            return Refused(
-                "it was left"
-            )  # its end is on the way to the ledger, which may give its gpus on at any moment
+            return Refused("it was left")
         if known is not None and known.token > lease.token:
             return Refused(f"a later grant of this ticket (token {known.token}) is in")
         for gpu in lease.gpus:

@@ -85,3 +85,18 @@ def test_it_begins_after_the_freeze_under_a_token_that_grows(two_cards: Both, st
     answer = both.request("a", "late", ZERO)
     assert answer[0] == "granted" and answer[1] == both.token("late") > held.token
     assert both.request("a", "late", ZERO)[:2] == answer[:2]
+
+
+@pytest.mark.parametrize("asks", ["confirm", "request"])
+def test_it_begins_in_the_very_moment_in_which_another_lease_ends(two_cards: Both, asks: str) -> None:
+    """What is due goes first in every script, so the same one frees a gpu and gives the new token."""
+    both = two_cards
+    token, _ = _superseded(both, "held")
+    both.confirm("a", "late", token)
+    both.live_on(25_000, "acd")
+    both.request("c", "short", on("gpu_lock:1"), lock_timeout_ms=5_000)
+    both.pass_time(2_900)
+    both.keepalive("a", [])
+    both.pass_time(2_900)
+    answer = both.confirm("a", "late", token) if asks == "confirm" else both.request("a", "late", ZERO)
+    assert answer[:2] == ("granted", both.token("late")) and both.state("short") == "ended: expired"

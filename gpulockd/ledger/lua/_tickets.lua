@@ -141,7 +141,7 @@ tickets = room(function(tickets)
   -- A grant of before this epoch whose body begins only now: those that began meanwhile had higher tokens.
   function tickets.token_anew(t)
     t.token = books.next_token()
-    books.take()
+    books.take(0)
     tickets.write(t)
   end
 
