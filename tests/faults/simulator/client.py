@@ -83,6 +83,7 @@ class Client(Member):
         name, told = self.name, self.world.note
         told(name, "enter", entry.id, token=entry.token, gpus=entry.gpus)
         told(name, "use", entry.id, token=entry.token, gpus=entry.gpus)
+        entry.began_at = self.world.now
         self.in_body[entry.id] = entry
         while entry.id in self.in_body:
             left_s = until_s - self.clock()
@@ -102,7 +103,8 @@ class Client(Member):
         """The body is over. One that stood still, and was not fenced, was over when it was stopped."""
         del self.in_body[entry.id]
         stood_still = self.stopped or self._went_on_at == self.world.now
-        late = stood_still and not self.site.fenced_since(self.stopped_at)
+        had_begun = entry.began_at < self.stopped_at
+        late = stood_still and had_begun and not self.site.fenced_since(self.stopped_at)
         self.world.note(self.name, what, entry.id, at_s=self.stopped_at if late else None)
 
     def _release(self, entry: Entry) -> Coroutine:

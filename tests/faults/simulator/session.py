@@ -37,7 +37,8 @@ class Entry:
         self.stamp: int | None = None
         self.token = 0
         self.gpus: tuple[str, ...] = ()
-        self.granted_at = 0.0
+        self.granted_at = self.began_at = 0.0
+        """By the clock of its process, and in true seconds."""
         self.lost = ""
         self.guard: Vouches | None = None
 
