@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import random
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import anyio
 import psutil
 import redis
+from msgspec.structs import replace
 
 from gpulockd.errors import GpuLockError
 from tests.daemons import Daemon, daemon_folder, running_daemon, start_daemon
@@ -96,11 +98,14 @@ class Nemesis:
 
     def kill(self) -> None:
         """A program dies, and another comes."""
-        victim = self.dice.choice(self.living)
-        victim.kill()
-        self.diary.note("killed", victim.name)
+        self.end(self.dice.choice(self.living))
         self.start(f"w{self._next}")
         self._next += 1
+
+    def end(self, victim: Started) -> None:
+        """Kill it, and note since when it may be dead: until it is reaped others may have begun where it was."""
+        at_s = victim.kill()
+        self.diary.note("killed", victim.name, at_s=at_s)
 
     async def stop(self) -> None:
         """A program stands still, longer than its session or not."""
@@ -192,12 +197,12 @@ async def play(folder: Path, seed: int, evil_s: float, most_hold_s: float = LONG
         nemesis.over_ns = time.monotonic_ns()
         await until(nemesis.served, SERVED_S)
         for worker in nemesis.living:
-            worker.kill()
-            nemesis.diary.note("killed", worker.name)
+            nemesis.end(worker)
         await until(nemesis.is_empty, SERVED_S)
         left = [key for key in keys_left(nemesis.server, nemesis.daemon.pool) if key.partition(":")[0] not in DAEMONS]
         ended = {name: worker.process.returncode for name, worker in nemesis.crew.workers.items()}
         notes = nemesis.crew.notes()
+        (folder / "daemon.log").write_text(nemesis.daemon.log)
     story = Story(notes=with_ends(notes, ended), keys_left=left, bounds=Bounds(served_s=SERVED_S))
     wrong = strangers(notes, ended) + judged(story)
     return Round(sum(note.what == "use" for note in notes), nemesis.done, wrong)
@@ -211,15 +216,21 @@ def strangers(notes: list[Note], ended: dict[str, int]) -> list[str]:
 
 
 def with_ends(notes: list[Note], ended: dict[str, int]) -> list[Note]:
-    """The notes, and the ends of those whom the guard has ended: the kernel's locks say when they were off a card."""
-    killed = {note.key for note in notes if note.who == NEMESIS and note.what == "killed"}
+    """The notes, and the ends of those whom the guard has ended: the kernel's locks say when they were off a card.
+
+    Nobody is dead who still wrote.
+    """
     last = {note.who: note.at_ns for note in notes}
+    killed = [note for note in notes if note.who == NEMESIS and note.what == "killed"]
+    deaths = [replace(note, at_ns=max(note.at_ns, last.get(note.key, 0) + 1)) for note in killed]
+    known = {note.key for note in killed}
     ends = [
         Note(at_ns=last[who] + 1, who=NEMESIS, what="killed", key=who)
         for who in ended
-        if who not in killed and who in last
+        if who not in known and who in last
     ]
-    return sorted([*notes, *ends], key=lambda note: note.at_ns)
+    others = (note for note in notes if note not in killed)
+    return sorted([*others, *deaths, *ends], key=lambda note: note.at_ns)
 
 
 def main() -> int:
@@ -228,12 +239,15 @@ def main() -> int:
     asked.add_argument("--seconds", type=float, default=ROUND_S, help="begin no round after this time")
     asked.add_argument("--grants", type=int, help="go on until there were so many, instead")
     asked.add_argument("--seed", type=int, help="only the round of this seed")
+    asked.add_argument("--keep", type=Path, help="where the diaries of a broken round are left")
     said = asked.parse_args()
     seed = secrets.randbelow(1 << 30) if said.seed is None else said.seed
     began_s, rounds, grants, faults, wrong = time.monotonic(), 0, 0, 0, 0
     while rounds == 0 or (said.seed is None and _goes_on(said, grants, time.monotonic() - began_s)):
         with tempfile.TemporaryDirectory() as folder:
             found = asyncio.run(play(Path(folder), seed, ROUND_S, SHORT_S))
+            if found.wrong and said.keep is not None:
+                shutil.copytree(folder, said.keep / str(seed))
         rounds, grants, faults = rounds + 1, grants + found.grants, faults + len(found.faults)
         if found.wrong:
             wrong += 1

@@ -59,6 +59,18 @@ def test_equal_wants_are_granted_in_the_order_of_their_requests(two_cards: Both)
     assert both.state("first") == "claim"
 
 
+def test_what_a_request_finds_ended_goes_to_who_waits_for_it_in_the_same_script(two_cards: Both) -> None:
+    """The newcomer has what it wanted; a gpu would stand idle beside a ticket that fits it."""
+    both = two_cards
+    both.request("a", "silent", ZERO, lock_timeout_ms=15_000)
+    both.request("b", "waits", ZERO)
+    both.live_on(14_000, "bcd")
+    both.pass_time(6_000)
+    assert both.request("c", "other", ONE)[0] == "granted"
+    assert both.state("silent").startswith("ended")
+    assert both.state("waits") == "claim"
+
+
 def test_a_newcomer_does_not_pass_a_waiting_ticket_of_equal_wants(two_cards: Both) -> None:
     """A request is no way round the queue, even when its gpu is free because the head is away."""
     both = two_cards

@@ -43,11 +43,19 @@ class Diary:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def note(
-        self, what: str, key: str = "", *, token: int = 0, gpus: Sequence[str] = (), lease: str = "", text: str = ""
+        self,
+        what: str,
+        key: str = "",
+        *,
+        token: int = 0,
+        gpus: Sequence[str] = (),
+        lease: str = "",
+        text: str = "",
+        at_s: float | None = None,
     ) -> None:
-        """Write a line."""
+        """Write a line, of what happened now or at `at_s` (seconds on CLOCK_MONOTONIC)."""
         note = Note(
-            at_ns=time.monotonic_ns(),
+            at_ns=time.monotonic_ns() if at_s is None else round(at_s * 1e9),
             who=self.who,
             what=what,
             key=key,

@@ -69,7 +69,6 @@ class Daemon(Offering):
         if ended == self.session:
             self.word.doubt()
             self.adopts = True
-            self.offers.kick()
         super().begin_anew(ended, reason)
 
     # The door

@@ -34,9 +34,9 @@ class Offering(Member):
         self._epoch_began = 0.0
 
     def heard(self, asked_at: float, facts: Facts) -> None:
-        """As every member; a new epoch is offered anew."""
+        """As every member; a new epoch or session offers anew."""
         super().heard(asked_at, facts)
-        if facts.epoch != self._offered[1]:
+        if (self.session, facts.epoch) != self._offered:
             self.offers.kick()
 
     def offering(self) -> Coroutine:
