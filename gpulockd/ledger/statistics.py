@@ -124,7 +124,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
         begin_ms = max(begin_ms, first.wall_ms - MOST_HOURS * HOUR_MS, to_ms - longest_ms) // MINUTE_MS * MINUTE_MS
         hours = hours_of(begin_ms, to_ms, whole=by == "hour", now_ms=first.wall_ms)
         books = read_tasks({name: value for fields in first.hashes[1:] for name, value in fields.items()})
-        days = _days(begin_ms, to_ms, None if tasks is None else books)
+        days = days_of(begin_ms, to_ms, None if tasks is None else books)
         second = await ask(recorded(keys, parts=[(hour_name(hour), field) for hour, field in hours] + days))
         found = [read_tallies(fields) for fields in second.hashes] if isinstance(second, Stored) else []
         spans = [
@@ -150,7 +150,7 @@ def _task(name: str, book: TaskBook, days: Sequence[Mapping[str, Tally]]) -> Tas
     return TaskStatistics(last_ms=book.last_ms, recent_holds_ms=tuple(book.recent_holds_ms), window=window)
 
 
-def _days(from_ms: int, to_ms: int, names: Collection[str] | None) -> list[tuple[str, str]]:
+def days_of(from_ms: int, to_ms: int, names: Collection[str] | None) -> list[tuple[str, str]]:
     """Return what is to be read of the days of a window: of all tasks, or of those."""
     fields = ("",) if names is None else tuple(names)
     days = range(from_ms // DAY_MS, to_ms // DAY_MS + 1)

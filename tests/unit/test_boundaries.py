@@ -9,10 +9,14 @@ from gpulockd.alerting.expression import LONGEST, ConditionError, parse
 from gpulockd.alerting.facts import KINDS, Seen
 from gpulockd.alerting.judging import Book, Patience, book_after, judge
 from gpulockd.alerting.rules import rule
+from gpulockd.config.stability import Attempts, tripped
 from gpulockd.daemon import judging
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused
 from gpulockd.errors import ImpossibleRequest
-from gpulockd.units import MEMORY_STEP_MIB, parse_memory_mib
+from gpulockd.ledger.recorded import DAY_MS, day_name
+from gpulockd.ledger.statistics import days_of
+from gpulockd.settings import ConfigBlock
+from gpulockd.units import MEMORY_STEP_MIB, clean, parse_memory_mib
 from tests.unit.test_judging import NOW_S, RULES, lease, picture
 
 
@@ -77,3 +81,23 @@ def test_a_size_that_no_float_holds_is_refused_as_others_are() -> None:
     with pytest.raises(ImpossibleRequest):
         parse_memory_mib(10**400, "memory")
     assert parse_memory_mib(1, "memory") == MEMORY_STEP_MIB == 256
+
+
+def test_a_rate_that_is_as_before_takes_nothing_back() -> None:
+    """Going back would change nothing."""
+    rules = ConfigBlock(rollback_samples=10)
+    assert tripped(Attempts(80, 20, 0), Attempts(80, 20, 0), rules) == ""
+    assert tripped(Attempts(80, 20, 0), Attempts(81, 20, 0), rules)
+
+
+def test_a_text_is_cut_only_where_a_length_is_given() -> None:
+    """The ellipsis stands inside the length."""
+    assert clean("a long name") == "a long name"
+    assert (clean("a long name", 6), clean("a long", 6)) == ("a lon…", "a long")
+
+
+def test_a_window_is_read_from_the_day_of_its_beginning_to_that_of_its_end() -> None:
+    """A task's numbers stand in the books of days."""
+    names = [day_name(day) for day in (20, 21, 22)]
+    assert days_of(21 * DAY_MS - 1, 22 * DAY_MS, None) == [(name, "") for name in names]
+    assert days_of(21 * DAY_MS, 21 * DAY_MS, ["a", "b"]) == [(names[1], "a"), (names[1], "b")]
