@@ -179,6 +179,14 @@ def test_budgets_are_packed_and_whole_cards_take_the_smallest_that_fits(two_card
     assert both.request("b", "large", Wants(memory_mib=40 * 1024))[2] == {"gpu_lock:1"}
 
 
+def test_a_whole_card_is_the_smallest_that_fits_though_a_larger_one_comes_first(both: Both) -> None:
+    """The order of the slots says nothing of what others need."""
+    both.stage(card(0, 80), card(1, 24), card(2, 48))
+    assert both.request("a", "small", Wants(memory_mib=16 * 1024))[2] == {"gpu_lock:1"}
+    assert both.request("a", "next", Wants(memory_mib=16 * 1024))[2] == {"gpu_lock:2"}
+    assert both.request("a", "any", Wants())[2] == {"gpu_lock:0"}
+
+
 @pytest.mark.parametrize(
     ("wants", "kind", "detail"),
     [

@@ -114,6 +114,7 @@ async def test_the_last_thousand_revisions_and_the_stable_one_are_kept(
     assert numbers == list(range(1002, 2, -1))
     assert [revision.number for revision in await r.history(fleet.ask, before=5, count=10)] == [4, 3, 0]
     assert [revision.number for revision in await r.history(fleet.ask, before=1, count=10)] == [0]
+    assert [revision.number for revision in await r.history(fleet.ask, before=5, count=1)] == [4]
     await r.mark(fleet.ask, 1001, stable=True)
     assert [revision.number for revision in await r.history(fleet.ask, before=5, count=10)] == [4, 3]
     assert fleet.raw.hlen(fleet.base + "revisions") == fleet.raw.hlen(fleet.base + "marks") == 1000

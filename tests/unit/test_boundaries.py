@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Literal
+
 import msgspec
 import pytest
 
@@ -12,6 +16,7 @@ from gpulockd.alerting.rules import rule
 from gpulockd.config.stability import Attempts, tripped
 from gpulockd.daemon import judging
 from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused
+from gpulockd.daemon.journal import Journal
 from gpulockd.errors import ImpossibleRequest
 from gpulockd.ledger.recorded import DAY_MS, day_name
 from gpulockd.ledger.statistics import days_of
@@ -101,3 +106,47 @@ def test_a_window_is_read_from_the_day_of_its_beginning_to_that_of_its_end() -> 
     names = [day_name(day) for day in (20, 21, 22)]
     assert days_of(21 * DAY_MS - 1, 22 * DAY_MS, None) == [(name, "") for name in names]
     assert days_of(21 * DAY_MS, 21 * DAY_MS, ["a", "b"]) == [(names[1], "a"), (names[1], "b")]
+
+
+def test_a_process_is_in_what_it_has_not_left() -> None:
+    """Neither another process of the lease, nor one that has the same number, nor one that is out."""
+    fence = Fence()
+    inside = Party(ticket="a", session="s", pid=7, started=70)
+    left = Party(ticket="b", session="s", pid=7, started=70, state="left")
+    other = Party(ticket="c", session="s", pid=8, started=80)
+    found = Lease(id="a", token=1, gpus=("gpu_lock:0",), exclusive=True, parties=[inside, left, other])
+    fence.enter(found)
+    assert fence.of_process(7, 70) == [(found, inside)]
+    assert fence.of_process(8, 80) == [(found, other)]
+    assert fence.of_process(7, 71) == []
+
+
+def test_a_record_that_is_closed_keeps_no_descriptor(tmp_path: Path) -> None:
+    """A daemon that changes its folder would run out of them."""
+    before = len(os.listdir("/proc/self/fd"))
+    journal = Journal(str(tmp_path / "guard.log"), "boot")
+    journal.load()
+    journal.entered(on_card("a", 1, exclusive=True))
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    journal.close()
+    journal.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("heartbeat", ["manual", "automatic"])
+def test_a_missed_heartbeat_says_whose_it_was(heartbeat: Literal["manual", "automatic"]) -> None:
+    """One that the task sends itself ends the task, one of its process does not."""
+    silent = lease(30, heartbeat=heartbeat, seen_ms=10**7, beat_ms=10**7)
+    missed = [one for one in judging.judge(picture(silent), judging.Readings(), RULES, NOW_S) if hasattr(one, "manual")]
+    assert missed
+    assert all(one.manual == (heartbeat == "manual") for one in missed)
+
+
+def test_an_alert_that_was_never_raised_has_been_raised_no_time() -> None:
+    """The first message would say that it is the second."""
+    patience = Patience(resolve_after_s=60, escalate_after_s=900, keep_s=3600)
+    waits = rule("HIGH", "queue_length > 5", "warning", "too many wait", 10.0)
+    book = book_after(Book(), judge("p", (waits,), Seen(values={"queue_length": 9.0}), Book(), 0, patience))
+    assert (book.alerts["p:HIGH"].state, book.alerts["p:HIGH"].times) == ("pending", 0)
+    book = book_after(book, judge("p", (waits,), Seen(values={"queue_length": 9.0}), book, 11_000, patience))
+    assert (book.alerts["p:HIGH"].state, book.alerts["p:HIGH"].times) == ("active", 1)
