@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # see gpulockd/__init__.py
 if TYPE_CHECKING:
     from typing import Any
 
+    from gpulockd.model import Gpu
+
 
 class GpuLockError(Exception):
     """gpulockd could not do what was asked."""
@@ -29,6 +31,7 @@ class GpuLockTimeout(GpuLockError, TimeoutError):
     max_wait_s: float | None = None
     place: int | None = None
     queued: int | None = None
+    offered: tuple[Gpu, ...] = ()
 
 
 class LeaseLost(GpuLockError):

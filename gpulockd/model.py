@@ -91,7 +91,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who a session is: one process incarnation on one boot of one host. `started_ticks` is its kernel start time.
 
     `seen`: `pid` is the host's, as its daemon sees it; else the number that the process calls itself, perhaps in a
-    container.
+    container. `namespace`: where pid and start time are counted; "" where the process is not sure of that.
     """
 
     pid: int
@@ -101,6 +101,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     program: str = ""
     started_ticks: int = 0
     seen: bool = False
+    namespace: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

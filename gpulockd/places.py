@@ -5,9 +5,13 @@ The same rules serve the daemon that makes the folder and the programs that only
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
+import stat
 from collections.abc import Mapping
+from importlib import import_module
 
 from gpulockd.errors import ConfigError
 
@@ -21,6 +25,9 @@ SYSTEM_RUNTIME = "/run/gpulockd"
 
 LONGEST_SOCKET_PATH = 100
 """The kernel takes 107 bytes; the rest is room for the temporary names that servers bind first."""
+
+_TAKEN = (0, errno.EAGAIN)
+_CLOSED = (errno.EACCES, errno.EPERM)
 
 
 def check_socket_path(path: str) -> str:
@@ -53,7 +60,11 @@ def user_runtime(environ: Mapping[str, str], uid: int) -> str | None:
     """Return `$XDG_RUNTIME_DIR/gpulockd`, or None where that variable is unset or names another user's folder."""
     base = environ.get("XDG_RUNTIME_DIR")
     # After `sudo -E` or in a container the variable often names a folder that is another user's or is not there.
-    return os.path.join(base, "gpulockd") if base and _owner(base) == uid else None
+    if not base or _owner(base) != uid:
+        return None
+    folder = os.path.join(base, "gpulockd")
+    # Some containers say XDG_RUNTIME_DIR=/tmp, where anyone may have made it.
+    return folder if _owner(folder) in (None, uid, 0) else None
 
 
 def fallback_runtime(uid: int) -> str:
@@ -76,16 +87,78 @@ def runtime_candidates(environ: Mapping[str, str] | None = None, uid: int | None
 
 
 def find_runtime(environ: Mapping[str, str] | None = None, uid: int | None = None) -> tuple[str, str] | None:
-    """Return the first (runtime folder, API socket) in which a daemon is or was, or None."""
+    """Return the (runtime folder, API socket) of the daemon that all programs and commands of a user use, or None.
+
+    It is the first in which somebody listens, or which is closed to this user: there a daemon may be, and two that
+    give out the same GPUs are worse than an error. Else it is the first with files of a daemon that is down.
+    """
     user = os.getuid() if uid is None else uid
-    for folder, api_socket in runtime_candidates(environ, user):
-        # Anyone can make a folder in /tmp, so there only our own counts.
-        if folder == fallback_runtime(user) and _owner(folder) != user:
-            continue
-        marks = (api_socket, *(os.path.join(folder, name) for name in (GUARD_SOCKET, STORE_NOTE)))
-        if any(os.path.exists(mark) for mark in marks):
-            return folder, api_socket
-    return None
+    found = [place for place in runtime_candidates(environ, user) if _is_safe(place[0], user) and _is_used(*place)]
+    if len(found) > 1:
+        return next((place for place in found if is_answered(*place)), found[0])
+    return found[0] if found else None
+
+
+def is_answered(folder: str, api_socket: str) -> bool:
+    """Whether a daemon listens in `folder`, or its store while it is away; true as well where this user may not knock.
+
+    A store that is closed to this user is no sign: the kernel says the same of one that nobody listens on.
+    """
+    doors = (api_socket, os.path.join(folder, GUARD_SOCKET))
+    return any(knock(door) in _TAKEN + _CLOSED for door in doors) or knock(os.path.join(folder, STORE_SOCKET)) in _TAKEN
+
+
+def knock(path: str) -> int:
+    """Try a unix socket without waiting: 0 if somebody listens there (EAGAIN: and many want in), else the errno."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
+        tried.setblocking(False)
+        try:
+            return tried.connect_ex(path)
+        except OSError:  # of a path that no socket can have
+            return errno.ENAMETOOLONG
+
+
+def is_closed(path: str) -> bool:
+    """Whether the socket `path` is there, or may be, and this user may not use it."""
+    return knock(path) in _CLOSED
+
+
+def is_there(path: str) -> bool:
+    """Whether `path` exists, or lies where this user may not look."""
+    try:
+        os.stat(path)
+    except OSError as away:
+        return away.errno in _CLOSED
+    return True
+
+
+def let_in(path: str) -> str:
+    """Return as whom a program may use a closed socket: "as root", "as ann or as root, or join the group …"."""
+    needed, name = stat.S_IWGRP, os.path.abspath(path)
+    found = _stat(name)
+    while found is None and name != "/":
+        # The innermost folder that can be seen is the one that shuts.
+        needed, name = stat.S_IXGRP, os.path.dirname(name)
+        found = _stat(name)
+    ways = "as root" if found is None or found.st_uid == 0 else f"as {_name('pwd', found.st_uid)} or as root"
+    if found is None or not found.st_mode & needed or found.st_gid == 0:
+        return ways
+    group = _name("grp", found.st_gid)
+    return f"{ways}, or join the group {group} (usermod -aG {group} USER, then log in again; docker: --group-add)"
+
+
+def _is_safe(folder: str, uid: int) -> bool:
+    """Whether nobody else can have made `folder`: anyone may make one in /tmp, so there only our own counts."""
+    if folder != fallback_runtime(uid):
+        return True
+    found = _stat(folder, follow=False)
+    return found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022
+
+
+def _is_used(folder: str, api_socket: str) -> bool:
+    """Whether a daemon is or was in `folder`, or nobody can tell."""
+    marks = (api_socket, *(os.path.join(folder, name) for name in (GUARD_SOCKET, STORE_NOTE)))
+    return any(is_there(mark) for mark in marks)
 
 
 def read_store_note(folder: str) -> dict[str, str] | None:
@@ -110,8 +183,22 @@ def store_seen_from(folder: str, url: str) -> str:
 
 def _owner(path: str) -> int | None:
     """Return the uid that owns the folder `path`, or None if it is not a folder of its own."""
+    found = _stat(path, follow=False)
+    return found.st_uid if found is not None and os.path.isdir(path) else None
+
+
+def _stat(path: str, *, follow: bool = True) -> os.stat_result | None:
     try:
-        found = os.lstat(path)
+        return os.stat(path, follow_symlinks=follow)
     except OSError:
         return None
-    return found.st_uid if os.path.isdir(path) else None
+
+
+def _name(table: str, number: int) -> str:
+    """Return the name of a user (`pwd`) or a group (`grp`), or its number; the tables are loaded for an error only."""
+    module = import_module(table)
+    try:
+        found = module.getpwuid(number) if table == "pwd" else module.getgrgid(number)
+    except KeyError:
+        return str(number)
+    return str(found[0])

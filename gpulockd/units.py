@@ -21,6 +21,9 @@ LONGEST_TEXT = 64
 MEMORY_STEP_MIB = 256
 """Memory wants are rounded up to this step (in MiB), so that few distinct wants exist."""
 
+FEWEST_PLAIN_MIB = 64
+"""A plain number below this is meant as GiB by whoever writes it, and would share the card with everybody (in MiB)."""
+
 
 def parse_duration_s(value: str | float | int, name: str = "duration") -> float:
     """Return `value` in seconds: a number of seconds, or text such as "250ms", "5m", "1h30m".
@@ -51,21 +54,24 @@ def parse_memory_mib(value: str | float | int, name: str = "memory") -> int:
 
     One letter and the two-letter forms mean powers of 1024, as in GPU tools.
 
-    :raises ImpossibleRequest: if it is not a positive size
+    :raises ImpossibleRequest: if it is not a positive size, or a plain number below 64
     """
-    mib = 0.0
+    mib, is_plain = 0.0, not isinstance(value, str)
     if isinstance(value, str):
         text = value.strip() if len(value) <= LONGEST_TEXT else ""
         found = _MEMORY.fullmatch(text)
         if found is not None:
             mib = float(found[1]) * _MEMORY_UNIT_MIB[found[2][0].lower()]
         elif text.isdigit():
-            mib = float(text)
+            mib, is_plain = float(text), True
         value = value[:LONGEST_TEXT]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         mib = float(min(value, 2**40))  # a float does not hold every int
     if not 0.0 < mib < 2**40:
         raise ImpossibleRequest(f"{name}: {value!r} is not a memory size; write '8GiB', '512MiB' or a number of MiB")
+    if is_plain and mib < FEWEST_PLAIN_MIB:
+        said = f"{name}={value}" if name.isidentifier() else f"{name} {value}"
+        raise ImpossibleRequest(f"{said} means {mib:g} MiB; write '{mib:g}GiB' (or '{mib:g}MiB', if that is meant)")
     return -(-int(-(-mib // 1)) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
 
 

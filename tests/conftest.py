@@ -20,10 +20,10 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain_environment() -> Iterator[None]:
-    """Take the settings of this machine away, so that the tests mean the same everywhere."""
+    """Take the settings of this machine away, so that the tests mean the same everywhere; a seed is asked for."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("GPULOCKD_", "GPU_LOCK_")):
+            if name.startswith(("GPULOCKD_", "GPU_LOCK_")) and name != "GPULOCKD_SEED":
                 patch.delenv(name)
         yield
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,17 +235,19 @@ async def running_daemon(
     base: Path | None = None,
     env: dict[str, str] | None = None,
     simulate: int = 2,
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Daemon]:
     """Start `gpulockd serve` and wait until it says that it is ready; end it and its store afterwards.
 
     :param args: further options
     :param config: what its config.yml says
     :param base: the folder of an earlier daemon (`daemon_folder`), whose store then lives on
+    :param prefix: put before its command
     """
     async with contextlib.AsyncExitStack() as stack:
         folder = base if base is not None else await stack.enter_async_context(daemon_folder())
         began_s = anyio.current_time()
-        process, line = await _started(folder, *args, config=config, env=env, simulate=simulate)
+        process, line = await _started(folder, *args, config=config, env=env, simulate=simulate, prefix=prefix)
         try:
             found = re.fullmatch(r"gpulockd \S+ ready: pool (\S+), .*, (https?://\S+), (\S+)", line)
             assert found is not None, line
@@ -265,7 +267,7 @@ async def running_daemon(
                 for wire in daemon.wires:
                     await wire.aclose()
         finally:
-            _end(process)
+            end(process)
 
 
 async def _started(folder: Path, *args: str, **how: Any) -> tuple[subprocess.Popen[bytes], str]:
@@ -275,13 +277,14 @@ async def _started(folder: Path, *args: str, **how: Any) -> tuple[subprocess.Pop
         try:
             return process, await _ready_line(process, folder)
         except BaseException as failed:
-            _end(process)
+            end(process)
             if not (tries_left and isinstance(failed, AssertionError) and STORE_WAS_LATE in str(failed)):
                 raise
     raise AssertionError("no try was left")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a daemon in order, or at once if it does not heed that."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -298,10 +301,11 @@ def start_daemon(
     config: dict[str, Any] | None = None,
     env: dict[str, str] | None = None,
     simulate: int = 2,
+    prefix: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `gpulockd serve` in `folder`, on a free port unless `args` name one, and do not wait for it."""
     (folder / "config.yml").write_text(json.dumps(config or {}))
-    command = [sys.executable, "-m", "gpulockd", "serve", "--config", str(folder / "config.yml")]
+    command = [*prefix, sys.executable, "-m", "gpulockd", "serve", "--config", str(folder / "config.yml")]
     command += ["--socket", str(folder / "run/api.sock"), "--state-dir", str(folder / "state")]
     command += ["--simulate", str(simulate), *([] if "--listen" in args else ["--listen", "127.0.0.1:0"]), *args]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPULOCKD_", "GPU_LOCK_"))}

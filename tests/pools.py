@@ -11,6 +11,7 @@ import redis
 
 from gpulockd.client import process
 from gpulockd.client.whoami import this_process
+from gpulockd.daemon import neighbours
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
@@ -93,6 +94,17 @@ def environment(url: str, pool: str, session: SessionBlock = CALM) -> dict[str, 
         "GPULOCKD_SESSION_MARGIN": str(session.margin),
         "GPULOCKD_SESSION_CLAIM_WINDOW": str(session.claim_window),
     }
+
+
+@contextlib.contextmanager
+def daemon_here() -> Iterator[None]:
+    """Let this process be a daemon for the time of a test: its claims of cards end with that."""
+    before = set(neighbours._claims)
+    try:
+        yield
+    finally:
+        for uuid in set(neighbours._claims) - before:
+            neighbours._claims.pop(uuid).close()
 
 
 @contextlib.contextmanager

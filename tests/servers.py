@@ -57,11 +57,13 @@ class Server:
 
     :param binary: the server program
     :param args: further arguments; by default nothing is kept on disk
+    :param prefix: put before its command
     """
 
-    def __init__(self, binary: str, *, args: Sequence[str] = NOT_PERSISTENT) -> None:
+    def __init__(self, binary: str, *, args: Sequence[str] = NOT_PERSISTENT, prefix: Sequence[str] = ()) -> None:
         self.binary = binary
         self.args = tuple(args)
+        self.prefix = tuple(prefix)
         self.folder = Path(tempfile.mkdtemp(prefix="gl", dir="/tmp"))
         self.socket_path = self.folder / "s.sock"
         self.log_path = self.folder / "server.log"
@@ -101,7 +103,7 @@ class Server:
         command += ["--dir", str(self.folder), *self.args]
         setpriv = shutil.which("setpriv")
         if setpriv is not None:
-            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+            command = [setpriv, "--pdeathsig", "KILL", "--", *self.prefix, *command]
         self._process = _launcher.submit(self._spawn, command).result()
         if not _wait_until(self._answers_or_ended, READY_WITHIN_S) or not self.running:
             self.kill()

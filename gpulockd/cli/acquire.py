@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 from gpulockd.cli import elsewhere, http
 from gpulockd.cli.asking import UNLIMITED_S, add_gpus, add_wait, check, usual_wait_s, with_keys
-from gpulockd.cli.handing import check_stdout, hand_over, withdraw
+from gpulockd.cli.handing import check_stdout, give_back, hand_over, withdraw
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
 from gpulockd.cli.options import Parser, duration
 from gpulockd.cli.parents import caller_of, name_of_process
 from gpulockd.cli.processes import this_process
-from gpulockd.cli.records import name_of
+from gpulockd.cli.records import is_only_drained, name_of
 from gpulockd.cli.talk import NEGATIVE, OK, USAGE, CommandError, say
 from gpulockd.cli.wish import Grant, Wish, inherited_pair
 from gpulockd.errors import GpuLockError
@@ -96,12 +96,15 @@ def granted(daemon: http.Daemon, wish: Wish, *, quiet: bool) -> Grant:
             raise CommandError(refused.what, hint, NEGATIVE) from None
         if refused.kind == "would_deadlock":
             refused.hint = HELD_HINT
-        if refused.kind in HINTS and not wish.wait_s:
+        if refused.kind in HINTS and not wish.wait_s and not is_only_drained(refused.what):
             refused.hint = HINTS[refused.kind]
         raise
-    except BaseException:
+    except BaseException as why:
         # Nobody here knows how far the request has come: whatever its ticket has, or would get, is given back.
-        withdraw(daemon, line.ticket)
+        if line.ticket:
+            withdraw(daemon, line.ticket)
+        elif isinstance(why, Interrupted) and why.grant is not None:
+            give_back(daemon, why.grant)
         raise
 
 

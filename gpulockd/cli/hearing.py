@@ -56,4 +56,5 @@ def _take(message: str, keeper: Keeper, entry: Entry) -> None:
     if rest.partition(" ")[0] != entry.id:
         return
     if word in ("stop", "lost"):
+        entry.rung_to_stop |= word == "stop"
         keeper.wake()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from importlib import import_module
 
 from gpulockd import places
-from gpulockd.cli.connection import Answer, Connection, listens
+from gpulockd.cli import older
+from gpulockd.cli.connection import Answer, Connection
 from gpulockd.cli.talk import NEGATIVE, NO_DAEMON, NOT_PERMITTED, USAGE, CommandError
 
 TYPE_CHECKING = False  # see gpulockd/__init__.py
@@ -45,7 +45,8 @@ class Refused(CommandError):
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         what = str(problem.get("detail") or problem.get("title") or f"the daemon answered {status}")
-        super().__init__(what, spoken(str(problem.get("hint") or "")), _CODES.get(status, NEGATIVE))
+        hint = older.cure_of(what) or spoken(str(problem.get("hint") or ""))
+        super().__init__(what, hint, _CODES.get(status, NEGATIVE))
         self.status = status
         self.kind = str(problem.get("kind") or "")
         self.problem = problem
@@ -55,7 +56,7 @@ class DaemonDown(CommandError):
     """Nobody answers at the socket. `was_there`: somebody had taken the request, and has ended the connection."""
 
     def __init__(self, path: str, why: str, code: int = NO_DAEMON, *, was_there: bool = False) -> None:
-        hint = START_HINT if code == NO_DAEMON else "ask as the user that runs the daemon, or as root"
+        hint = START_HINT if code == NO_DAEMON else f"ask {places.let_in(path)}"
         super().__init__(f"cannot reach the daemon at {path} ({why})", hint, code)
         self.was_there = was_there
 
@@ -171,21 +172,15 @@ class Daemon:
 
 
 def find() -> Daemon:
-    """The daemon at the first socket that exists, as GPULOCKD_SOCKET or the usual folders say.
+    """The daemon that GPULOCKD_SOCKET names, else that of the usual folders: `places.find_runtime` says which.
 
     :raises DaemonDown: if there is none
     """
-    candidates = places.runtime_candidates()
-    for folder, path in candidates:
-        # Anyone can make a folder in /tmp, so there only our own counts.
-        if folder == places.fallback_runtime(os.getuid()) and not _is_ours(folder):
-            continue
-        if os.path.exists(path) and listens(path):
-            return Daemon(path)
-    there = [path for _, path in candidates if os.path.exists(path)]
-    if there:
-        return Daemon(there[0])  # its own error says more than "not found"
-    raise DaemonDown(candidates[0][1], "no such socket")
+    found = places.find_runtime()
+    path = found[1] if found else places.runtime_candidates()[0][1]
+    if not places.is_there(path):
+        raise DaemonDown(path, "no such socket")
+    return Daemon(path)
 
 
 def segment(text: str) -> str:
@@ -194,13 +189,6 @@ def segment(text: str) -> str:
         return text
     quoted: str = import_module("urllib.parse").quote(text, safe="")  # slow to load, and seldom needed
     return quoted
-
-
-def _is_ours(folder: str) -> bool:
-    try:
-        return os.lstat(folder).st_uid == os.getuid()
-    except OSError:
-        return False
 
 
 def _problem(body: bytes) -> dict[str, Any]:

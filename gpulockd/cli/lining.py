@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from gpulockd.cli import http
-from gpulockd.cli.records import whole_percents
+from gpulockd.cli import http, older
+from gpulockd.cli.records import is_only_drained, whole_percents
 from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, USAGE, CommandError, say
 from gpulockd.cli.wish import Grant, Wish
 from gpulockd.clock import boottime_s
@@ -69,7 +69,7 @@ class Line:
         self._heard_at: float | None = None
         self._asked = 0
         self.ticket = wish.ticket
-        """Of the last request: it stays the same unless its place was lost."""
+        """Of the last request: it stays the same unless its place was lost; "": the daemon takes none."""
 
     def wait(self) -> Grant:
         """Return what was granted.
@@ -112,7 +112,7 @@ class Line:
         try:
             stream = self._daemon.stream("POST", "/api/v1/leases", body, silence_s=SILENCE_S)
         except http.Refused as refused:
-            if self._is_to_begin_again(refused.kind):
+            if self._is_to_begin_again(refused.kind) or self._is_asked_simpler(refused.what):
                 return None
             if refused.kind == "store" and self._may_come_back():
                 raise http.DaemonDown(self._daemon.path, refused.what) from refused
@@ -124,7 +124,7 @@ class Line:
             try:
                 return self._hear(stream, asked_at)
             except Interrupted as interrupted:
-                if not self._wish.is_kept_for_us:
+                if not (self._wish.is_kept_for_us and self.ticket):
                     interrupted.grant = self._granted_meanwhile(stream)
                 raise
             except OSError:
@@ -159,6 +159,13 @@ class Line:
         self._asked, self.ticket = 0, os.urandom(16).hex()
         return True
 
+    def _is_asked_simpler(self, refused: str) -> bool:
+        """Whether an older daemon may be asked without a ticket of ours; then the next try is so."""
+        if not (self.ticket and self._wish.is_kept_for_us and older.takes_no_ticket(refused)):
+            return False
+        self.ticket = ""
+        return True
+
     def _stand_outside(self, refused: http.Refused) -> None:
         """The daemon takes no more requests of this user now: wait for one of them to be over, then ask again."""
         self._teller.say_crowded(refused)
@@ -171,10 +178,10 @@ class Line:
         if kind == "busy" and self._wish.wait_s:
             kind = "timeout"  # the wait limit ran out while the daemon was away
         what = whole_percents(str(problem.get("detail") or problem.get("title") or "not granted"))
-        hint = HINTS.get(kind) or str(problem.get("hint") or "")
+        hint = HINTS.get(kind) or older.cure_of(what) or str(problem.get("hint") or "")
         if kind == "impossible" and "gpulockd status" in what:  # the text itself says where to look
             hint = "name others with --gpu, or leave it out for any GPU" if self._wish.gpus else ""
-        raise NotGranted(kind, what, hint)
+        raise NotGranted(kind, what, "" if is_only_drained(what) else hint)
 
     def _granted_meanwhile(self, stream: http.Stream) -> Grant | None:
         for line in stream.leave(LEAVE_DEADLINE_S):

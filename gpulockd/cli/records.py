@@ -35,6 +35,11 @@ def no_such_gpu(text: str) -> CommandError:
     return CommandError(f"there is no GPU {text!r} here", "'gpulockd status' lists them", NEGATIVE)
 
 
+def is_only_drained(refusal: str) -> bool:
+    """Whether a refusal names drained gpus alone, for which no waiting helps; it says the cure itself."""
+    return "gpulockd gpu resume" in refusal and " held by " not in refusal
+
+
 def task_of(ticket: Record) -> str:
     """The task, and which run of it where somebody named that: "ocr-batch 8812"."""
     task, task_id = clean(str(ticket.get("task") or "somebody")), clean(str(ticket.get("task_id") or ""))

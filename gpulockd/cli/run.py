@@ -17,6 +17,7 @@ from gpulockd.cli.keeping import Keeping, give_back
 from gpulockd.cli.lining import Interrupted, Line, NotGranted
 from gpulockd.cli.options import Parser
 from gpulockd.cli.processes import has_children, program_of, signal_of, this_process
+from gpulockd.cli.records import is_only_drained
 from gpulockd.cli.report import Account
 from gpulockd.cli.talk import CommandError, complain, say
 from gpulockd.cli.wish import Grant, Wish, inherited_pair
@@ -79,7 +80,7 @@ def _run(args: Namespace, hook: Hook, account: Account, mask: Mask) -> int:
             give_back(interrupted.grant, wish)
         return account.ended("interrupted", 128 + interrupted.number)
     except NotGranted as refused:
-        if refused.kind == "busy" and args.no_wait:
+        if refused.kind == "busy" and args.no_wait and not is_only_drained(refused.what):
             refused.hint = NO_WAIT_HINT
         complain(refused)
         codes = {"busy": args.busy_code, "timeout": WAITED_TOO_LONG}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from gpulockd import places
 from gpulockd.cli import http
-from gpulockd.cli.connection import listens
 from gpulockd.cli.options import Parser
 from gpulockd.cli.talk import NEGATIVE, NOT_PERMITTED, OK, CommandError, say
 
@@ -72,10 +71,10 @@ def _folders(named: str | None) -> tuple[list[str], str]:
     state = told()
     if state:
         return [state], ""
-    door = places.runtime_candidates()[0][1]
-    answers = listens(door)
+    found = places.find_runtime() or places.runtime_candidates()[0]
+    answers = places.is_answered(*found)
     if os.environ.get("GPULOCKD_SOCKET") and not answers:
-        down = http.DaemonDown(door, "no answer")
+        down = http.DaemonDown(found[1], "no answer")
         down.hint += "; or name its state folder by --state-dir"
         raise down
     note = "the daemon does not say where its state is" if answers else "no daemon answers"

@@ -18,6 +18,7 @@ from gpulockd.client.guarded import (
     LastWord,
     NotAdmitted,
     away_text,
+    fail,
     hello_of,
     sockets_of,
     unread_in,
@@ -53,7 +54,7 @@ class GuardLink(asyncio.Protocol):
         self._said = self._told = list[str]()  # ended sessions that a guard has heard of: it may keep a gpu for them
         self._connecting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._absent_until_s, self._closed = 0.0, False
 
     def __repr__(self) -> str:
         return f"<GuardLink {'open' if self._socket is not None else 'closed'}, {len(self._admitted)} admitted>"
@@ -71,6 +72,13 @@ class GuardLink(asyncio.Protocol):
             return False
         self._word.waits_unread(unread)
         return boottime_s() - self._word.at_s <= self.session.guard_silence_s
+
+    async def stands(self) -> bool:
+        """Whether the last guard answers, though the ledger has given it up: it may be cut off from the store."""
+        if self._transport is None and self.loop.time() >= self._absent_until_s:
+            await asyncio.wait([self._connect()], timeout=CONNECT_S)
+            self._absent_until_s = self.loop.time() + MOST_RETRY_S
+        return self.is_alive
 
     # What is said.
 
@@ -95,7 +103,7 @@ class GuardLink(asyncio.Protocol):
         if future.done():
             return
         if self._transport is None:
-            _fail(future, GuardAway(away_text(self.session, self.hint)))
+            fail(future, GuardAway(away_text(self.session, self.hint)))
         else:
             self._say_admit(entry, token, gpus)
 
@@ -207,12 +215,10 @@ class GuardLink(asyncio.Protocol):
         self._admitted.clear()
         if transport is not None:
             transport.abort()
-        if self._greeted is not None and not self._greeted.done():
-            _fail(self._greeted, ConnectionResetError("the guard has hung up"))
+        fail(self._greeted, ConnectionResetError("the guard has hung up"))
         asked, self._asked = self._asked, {}
         for _, future in asked.values():
-            if not future.done():
-                _fail(future, GuardAway(away_text(self.session, self.hint)))
+            fail(future, GuardAway(away_text(self.session, self.hint)))
 
     def close(self) -> None:
         """The loop closes."""
@@ -239,12 +245,10 @@ class GuardLink(asyncio.Protocol):
         elif "lost" in said:
             self._lose(str(said["lost"]), said.get("token"), str(said.get("reason", "ended")))
         elif "error" in said:
-            if self._greeted is not None and not self._greeted.done():
-                _fail(self._greeted, ConnectionRefusedError(str(said["error"])))
+            fail(self._greeted, ConnectionRefusedError(str(said["error"])))
             asked, self._asked = self._asked, {}
             for _, future in asked.values():
-                if not future.done():
-                    _fail(future, GuardAway(f"the guard does not take this: {said['error']}"))
+                fail(future, GuardAway(f"the guard does not take this: {said['error']}"))
 
     def _lose(self, id: str, token: object, reason: str) -> None:
         """The guard says that a lease is over. Who is not in its body says so: nobody else is waited for then."""
@@ -257,7 +261,7 @@ class GuardLink(asyncio.Protocol):
         elif entry is not None and entry.state == "asking" and token in (None, named):
             asked = self._asked.get(id)
             if asked is not None and not asked[1].done():  # who waits for it is not cancelled, but looks again
-                _fail(asked[1], GuardAway("the guard says that this grant is over"))
+                fail(asked[1], GuardAway("the guard says that this grant is over"))
             self.leave(entry)  # let in for a claim that has lapsed: no body has begun
             entry.kick()
         elif isinstance(token, int) and self._transport is not None:
@@ -269,7 +273,7 @@ class GuardLink(asyncio.Protocol):
         assert self._greeted is not None
         if said.get("pool") != self.session.pool or "error" in said:
             self.hint = str(said.get("error") or f"it guards pool {said.get('pool')}")
-            return _fail(self._greeted, ConnectionRefusedError(self.hint))
+            return fail(self._greeted, ConnectionRefusedError(self.hint))
         for id in said.get("admitted") or ():
             entry = self.session.table.get(str(id))
             if entry is not None:
@@ -290,11 +294,6 @@ class GuardLink(asyncio.Protocol):
             return
         del self._asked[id]
         if error is not None:
-            return _fail(asked[1], error)
+            return fail(asked[1], error)
         self._admitted[id] = token
         asked[1].set_result(None)
-
-
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    future.set_exception(error)
-    future.exception()  # it is told to whoever waits, if anybody does

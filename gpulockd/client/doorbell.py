@@ -75,6 +75,7 @@ class Doorbell:
             token, _, keys = more.partition(" ")
             self._ring(entry, int(token), tuple(keys.partition(" ")[0].split(",")))
         elif word in ("lost", "stop"):
+            entry.rung_to_stop |= word == "stop"
             self._keeper.wake()  # its answer says whether that is true: anybody may have written it
 
     def _ring(self, entry: Entry, token: int, gpus: tuple[str, ...]) -> None:

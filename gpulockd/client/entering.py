@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from gpulockd.client.guarded import GuardAway, NotAdmitted
+from gpulockd.client.guarded import GuardAway, NotAdmitted, knows_guard
 from gpulockd.client.line import Line
 from gpulockd.client.table import Entry
 from gpulockd.ledger.answers import Answer
@@ -19,9 +19,15 @@ RETRY_S = 0.2
 SAY_AFTER_S = 2.0
 
 
-def must_be_let_in(line: Line, answer: Answer) -> bool:
-    """Whether a lease that was answered so begins only when a guard lets it in; one that runs is asked in any case."""
-    return answer.clock.guarded or line.session.defaults.get("require_guard") is True or line.guard.is_alive
+async def must_be_let_in(line: Line, answer: Answer) -> bool:
+    """Whether a lease that was answered so begins only when a guard lets it in; one that runs is asked in any case.
+
+    The ledger gives up a guard that is cut off from the store, and whom that one has let in believes in it: so the
+    pool's last guard is looked for though the ledger knows of none.
+    """
+    if answer.clock.guarded or line.session.defaults.get("require_guard") is True:
+        return True
+    return line.guard.is_alive or (knows_guard(line.session) and await line.guard.stands())
 
 
 class Entering:
@@ -54,7 +60,8 @@ class Entering:
             return False
         try:
             async with asyncio.timeout_at(deadline):
-                await guard.admit(entry, token, gpus)
+                if not await self._is_answered(guard.admit(entry, token, gpus), entry):
+                    return False
         except GuardAway as away:
             await self._pause(away, deadline)
             return False
@@ -64,6 +71,25 @@ class Entering:
             return False
         entry.guard = guard
         self._away_since, self._away = None, ""
+        return True
+
+    async def _is_answered(self, answer: asyncio.Future[None], entry: Entry) -> bool:
+        """Wait for the guard's yes. False: the grant may be over, since a later one has come or its session has ended;
+        who only waited for the one before would not hear that another gpu is free."""
+
+        def wake(_: object) -> None:
+            entry.kick()
+
+        answer.add_done_callback(wake)
+        try:
+            while not answer.done():
+                if entry.claim is not None or entry.session != self._line.session.id:
+                    return False
+                entry.signal = self._line.loop.create_future()
+                await entry.signal
+        finally:
+            answer.remove_done_callback(wake)
+        answer.result()
         return True
 
     async def _pause(self, away: GuardAway, deadline: float) -> None:

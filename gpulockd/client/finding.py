@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -13,8 +14,15 @@ from gpulockd.errors import ConfigError, StoreUnavailable
 from gpulockd.ledger.address import check_url
 
 HELLO_DEADLINE_S = 1.0
-GONE = (ConnectionRefusedError, FileNotFoundError)
+GONE = (errno.ECONNREFUSED, errno.ENOENT)
 NO_STORE = "no Redis is known here: start `gpulockd serve`, or set GPULOCKD_REDIS_URL"
+
+
+class Closed(ConfigError):
+    """The local daemon's sockets are closed to this user: run as the daemon's user, or join its group."""
+
+    what: str = ""
+    cure: str = ""
 
 
 class Whereabouts(NamedTuple):
@@ -40,35 +48,31 @@ def hello(folder: str) -> dict[str, object] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _connects(path: str) -> type[OSError] | None:
-    """Try a unix socket: None if somebody listens there, else what is raised."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
-        tried.settimeout(HELLO_DEADLINE_S)
-        try:
-            tried.connect(path)
-        except OSError as refused:
-            return type(refused)
-    return None
-
-
 def _check_store(url: str, folder: str) -> None:
     """Look at a private store before deadlines are spent on it: what is clear is said at once.
 
-    :raises ConfigError: if its socket is closed to this user
+    :raises Closed: if its socket is closed to this user
     :raises StoreUnavailable: if nobody listens there nor in its daemon's place, so that nobody will start it
     """
     path = url.removeprefix("unix://") if url.startswith("unix:///") else ""
-    refused = _connects(path) if path else None
-    if refused is PermissionError:
-        raise ConfigError(
-            f"the store's socket {path} is closed to user {os.getuid()}: run as the daemon's user or as root, or join "
-            "the group of that socket (docker: --group-add its number)"
-        )
-    if refused in GONE and _connects(str(Path(folder) / places.GUARD_SOCKET)) in GONE:
+    if path and places.is_closed(path):
+        raise _closed("the store's socket", path)
+    if path and places.knock(path) in GONE and places.knock(str(Path(folder) / places.GUARD_SOCKET)) in GONE:
         raise StoreUnavailable(
             f"the store at {path} does not run, and neither does the daemon that has started it: start "
-            f"`gpulockd serve`, or set GPULOCKD_REDIS_URL ({Path(folder) / places.STORE_NOTE} is left over)"
+            f"`gpulockd serve`, or set GPULOCKD_REDIS_URL; {Path(folder) / places.STORE_NOTE} is left over, so remove "
+            "it if that daemon is not to come back"
         )
+
+
+def _closed(noun: str, path: str) -> Closed:
+    cure = f"run {places.let_in(path)}"
+    if "group" not in cure:
+        cure += "; programs of several users need the service (`gpulockd install-service`)"
+        if noun == "the store's socket":
+            cure += ", or `gpulockd run`, which asks the daemon"
+    what = f"{noun} {path} is closed to user {os.getuid()}"
+    return Closed(f"{what}: {cure}", what=what, cure=cure)
 
 
 def find_store(pool: str | None = None) -> Whereabouts:
@@ -76,7 +80,8 @@ def find_store(pool: str | None = None) -> Whereabouts:
 
     :param pool: the pool that the call names, None if it names none
     :raises StoreUnavailable: if neither the environment nor a daemon names a store, or it is clear that it does not run
-    :raises ConfigError: if the URL cannot name one, or its socket is closed to this user
+    :raises ConfigError: if the URL cannot name one
+    :raises Closed: if the daemon or its store is closed to this user
     """
     pool = pool or os.environ.get("GPULOCKD_POOL") or None
     url = os.environ.get("GPULOCKD_REDIS_URL")
@@ -90,6 +95,9 @@ def find_store(pool: str | None = None) -> Whereabouts:
         raise StoreUnavailable(f"{NO_STORE} (GPULOCKD_SOCKET={said}: nothing is there)" if said else NO_STORE)
     local = _read(runtime[0])
     if not local.get("url"):
+        guard = str(Path(runtime[0]) / places.GUARD_SOCKET)
+        if places.is_closed(guard):
+            raise _closed("the daemon's socket", guard)
         raise StoreUnavailable(f"{NO_STORE} (no daemon answers in {runtime[0]})")
     url = places.store_seen_from(runtime[0], local["url"])
     _check_store(url, runtime[0])

@@ -50,9 +50,12 @@ class Getting:
 
         :param max_wait_s: overrides the lock's own wait limit (in seconds)
         """
-        lease = await self._granted(max_wait_s)
-        lease._clean_up_with(self.lock.cleanup)
-        return lease
+        while True:
+            lease = await self._granted(max_wait_s)
+            if lease.stands:
+                lease._clean_up_with(self.lock.cleanup)
+                return lease
+            await lease._undo()
 
     async def _granted(self, max_wait_s: float | None) -> Lease:
         lock = self.lock
@@ -81,7 +84,7 @@ class Getting:
             entry = await waiting.hold()
         except GpuLockTimeout as busy:
             if self.forbids:
-                raise nesting.would_deadlock(self.forbids, self._own, lock.wants) from busy
+                raise nesting.would_deadlock(self.forbids, self._own, lock.wants, busy.offered) from busy
             if waiting.patience.max_wait_s > 0:
                 phrases.not_acquired(self.job.task, busy.message)
             raise

@@ -51,6 +51,9 @@ class Admits(Protocol):
     def is_alive(self) -> bool:
         """Whether it stands and has spoken lately."""
 
+    async def stands(self) -> bool:
+        """As `is_alive`, but looks for it first."""
+
     def descriptors(self) -> list[int]:
         """Open sockets, for a forked child to close."""
 
@@ -109,6 +112,19 @@ def away_text(session: Session, hint: str) -> str:
         f"pool {session.pool} is guarded, and its guard cannot be reached{why}: in a container mount the "
         f"daemon's folder ({folder}) at the same place or set GPULOCKD_SOCKET; on the host start `gpulockd serve`"
     )
+
+
+def knows_guard(session: Session) -> bool:
+    """Whether the pool's last offer came with a guard, whatever the ledger thinks of it now."""
+    published = session.defaults.get("guard")
+    return isinstance(published, dict) and bool(published.get("folder"))
+
+
+def fail(future: asyncio.Future[None] | None, error: Exception) -> None:
+    """Let it fail, if it is not over: whoever waits is told, if anybody does."""
+    if future is not None and not future.done():
+        future.set_exception(error)
+        future.exception()
 
 
 def unread_in(connection: socket.socket) -> bytes | None:

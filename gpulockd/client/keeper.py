@@ -153,9 +153,9 @@ class Keeper:
             entry = session.table.get(id)
             if entry is not None:
                 entry.lose(reason)
-        for id in answer.stops:
+        for id in (*answer.stops, *answer.rung):
             entry = session.table.get(id)
-            if entry is not None:
+            if entry is not None and (entry.rung_to_stop or id in answer.stops):
                 entry.stopping.set()
         # A grant that was read after this process had last said what it has is unknown to a store that lost its data.
         has = {(id, token) for id, token, _ in answer.has}

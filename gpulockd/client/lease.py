@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # names of types only
 
 T = TypeVar("T")
 
+KEPT_SOON_S = 0.1
+"""How long a keepalive that was asked for may take before the next try (in seconds)."""
+
 
 class LeaseFacts:
     """What every lease tells: its gpus, its token, and whether it was lost. Other processes' copies change nothing."""
@@ -209,6 +212,12 @@ class Lease(LeaseFacts):
         await line.end(self._entry, "released")
         if not self.lost.is_set():
             phrases.released(self.task)
+
+    async def _undo(self) -> None:
+        """It came too late to be entered: give it back. Where only a keepalive proves the next one, wait for that."""
+        await self._end()
+        if not self._session.is_kept:
+            await asyncio.sleep(KEPT_SOON_S)
 
 
 class BlockingLease(LeaseFacts):

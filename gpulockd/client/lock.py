@@ -149,24 +149,24 @@ class gpu_lock:
     # async with
 
     async def __aenter__(self) -> Lease:
-        # Made before the wait: what comes after it is time in which nobody uses the gpu.
-        scope = new_scope()
-        use = self._join(for_tasks)
-        joined = use is not None
-        if use is None:
-            lease = await Getting(self).lease(None)
-            use = self._first(lease)
-        assert isinstance(use.lease, Lease)
-        use.scope = scope
-        scope.__enter__()
-        if use.lease._line.loop is asyncio.get_running_loop():
-            use.held.scopes.append(use.scope)
-        self._uses.add(use)
-        # The last look at the clock: this process may have been stopped since the ledger said yes.
-        if not joined and not use.lease.stands:
+        while True:
+            # Made before the wait: what comes after it is time in which nobody uses the gpu.
+            scope = new_scope()
+            use = self._join(for_tasks)
+            joined = use is not None
+            if use is None:
+                lease = await Getting(self).lease(None)
+                use = self._first(lease)
+            assert isinstance(use.lease, Lease)
+            use.scope = scope
+            scope.__enter__()
+            if use.lease._line.loop is asyncio.get_running_loop():
+                use.held.scopes.append(use.scope)
+            self._uses.add(use)
+            # The last look at the clock: this process may have been stopped since the ledger said yes.
+            if joined or use.lease.stands:
+                return use.lease
             await self._leave(use)
-            return await self.__aenter__()
-        return use.lease
 
     async def _leave(self, use: Use) -> None:
         """Undo an entry that came too late."""
@@ -175,7 +175,7 @@ class gpu_lock:
         use.scope.__exit__(None, None, None)
         nesting.leave(use.held)
         assert isinstance(use.lease, Lease)
-        await use.lease._end()
+        await use.lease._undo()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from gpulockd.client.advising import Hold, one_call
 from gpulockd.client.variables import Variables
 from gpulockd.errors import WouldDeadlock
 from gpulockd.model import Gpu, Wants
@@ -177,10 +178,13 @@ def in_the_way(held: Held, wants: Wants) -> bool:
     return not wants.keys or bool(keys.intersection(wants.keys))
 
 
-def would_deadlock(helds: tuple[Held, ...], own: Sequence[Held], wants: Wants) -> WouldDeadlock:
+def would_deadlock(
+    helds: tuple[Held, ...], own: Sequence[Held], wants: Wants, offered: Sequence[Gpu] = ()
+) -> WouldDeadlock:
     """The error, with the one call to make.
 
     :param own: those of them that the asking task or thread holds itself
+    :param offered: the pool's gpus, if they are known
     """
     keys = tuple(dict.fromkeys(gpu.key for held in helds for gpu in held.lease.gpus))
     shown = ", ".join(keys)
@@ -191,8 +195,9 @@ def would_deadlock(helds: tuple[Held, ...], own: Sequence[Held], wants: Wants) -
             held=keys,
         )
     if own:
+        holds = [Hold(held.wants, tuple(gpu.key for gpu in held.lease.gpus)) for held in helds]
         return WouldDeadlock(
-            f"this task holds {shown} and asks for {wants}: ask for both at once, {_one_call(keys, wants)}", held=keys
+            f"this task holds {shown} and asks for {wants}: {one_call(holds, wants, offered)}", held=keys
         )
     return WouldDeadlock(
         f"this task was started inside a block that holds {shown} and asks for {wants}, so it would wait for its own "
@@ -200,10 +205,3 @@ def would_deadlock(helds: tuple[Held, ...], own: Sequence[Held], wants: Wants) -
         "apart) or nested='wait'. On Python 3.11 asyncio.wait_for makes such a task; use asyncio.timeout",
         held=keys,
     )
-
-
-def _one_call(keys: tuple[str, ...], wants: Wants) -> str:
-    together = sorted({*keys, *wants.keys})
-    if wants.keys and all(key[9:].isdigit() for key in together):
-        return f"gpu_lock(gpus=[{', '.join(key[9:] for key in together)}])"
-    return f"gpu_lock(count={len(keys) + wants.count})"

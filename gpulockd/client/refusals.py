@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpulockd.client.whoami import started_ticks, this_process
+from gpulockd.client.advising import outer_run
+from gpulockd.client.whoami import counts_alike, started_ticks, this_process
 from gpulockd.errors import EndedOutside, GpuLockTimeout, StoreUnavailable
 from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
-from gpulockd.model import Process, Snapshot, TicketRecord, Wants
+from gpulockd.model import Gpu, Process, Snapshot, TicketRecord, Wants
 from gpulockd.units import format_duration
 
 if TYPE_CHECKING:  # the waiting itself is told about, never called
@@ -53,7 +54,7 @@ def deadlock_text(wants: Wants) -> str:
     """The one call to make instead of asking for more while holding."""
     return (
         f"this program already runs inside a lease that does not cover {wants}, and would wait for itself; "
-        "ask for everything in the outer call, such as `gpulockd run -n 2` or gpu_lock(count=2)"
+        f"ask for everything in the outer call, {outer_run(wants)}"
     )
 
 
@@ -75,7 +76,8 @@ def pid_text(process: Process) -> str:
     """A process's pid, marked where it is this one, and where it is only what the process calls itself elsewhere."""
     if process.pid == os.getpid() and process == this_process():
         return f"pid {process.pid}, this process"
-    if process.seen or not process.started_ticks or started_ticks(process.pid) == process.started_ticks:
+    is_ours = process.seen or not process.started_ticks or counts_alike(process)
+    if is_ours or started_ticks(process.pid) == process.started_ticks:
         return f"pid {process.pid}"
     return f"its own pid {process.pid} on {process.host}"
 
@@ -87,22 +89,29 @@ def in_the_way(snapshot: Snapshot, wants: Wants) -> list[str]:
         if wants.keys and record.gpu.key not in wants.keys:
             continue
         if record.state != "ready":
-            texts.append(f"{record.gpu} is {record.state}")
+            cure = f" ({resume_of(record.gpu)})" if record.state == "drained" else ""
+            texts.append(f"{record.gpu} is {record.state}{cure}")
         holders = [lease for lease in snapshot.leases if record.gpu.key in lease.gpus and lease.state != "member"]
         texts += [f"{record.gpu} held by {holder_text(lease)}" for lease in holders]
     return texts
+
+
+def resume_of(gpu: Gpu) -> str:
+    """What ends a drain: "'gpulockd gpu resume 0' ends that"."""
+    return f"'gpulockd gpu resume {gpu.key if gpu.index is None else gpu.index}' ends that"
 
 
 async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
     """The error of a wait that is over: how long it was, who holds what, and the place in the queue."""
     line, wants = waiting.line, waiting.ask.wants
     waited = f" after {format_duration(waiting.waited_s)}" if waiting.patience.max_wait_s > 0 else ""
-    text = f"{wants} not free{waited}"
+    text, offered = f"{wants} not free{waited}", tuple[Gpu, ...]()
     try:
         answer, _ = await line.ask(verbs.snapshot(line.session.keys, length=1))
     except StoreUnavailable:
         answer = a.NO_BOOKS
     if isinstance(answer, a.Pictured):
+        offered = tuple(record.gpu for record in answer.snapshot.gpus if record.offered)
         reasons = in_the_way(answer.snapshot, wants)
         if answer.snapshot.frozen_ms:
             reasons.insert(0, f"the pool grants nothing for {format_duration(answer.snapshot.frozen_ms / 1000)} more")
@@ -113,7 +122,12 @@ async def timeout_error(waiting: Waiting) -> GpuLockTimeout:
         text += f"; place {waiting.place} of {waiting.queued}"
     limit_s = waiting.patience.max_wait_s
     return GpuLockTimeout(
-        text, waited_s=waiting.waited_s, max_wait_s=limit_s, place=waiting.place, queued=waiting.queued
+        text,
+        waited_s=waiting.waited_s,
+        max_wait_s=limit_s,
+        place=waiting.place,
+        queued=waiting.queued,
+        offered=offered,
     )
 
 

@@ -69,8 +69,7 @@ class Session:
         """Until when it lasts though nobody keeps it alive (seconds on CLOCK_BOOTTIME), for who holds for a time."""
         self.said_own = False
         self.on_guarded: list[Callable[[], None]] = []
-        self._asserted_epoch = ""
-        self._believed_until = self._kept_until = 0.0
+        self._asserted_epoch, self._believed_until, self._kept_until = "", 0.0, 0.0
         self._mutex = threading.Lock()
 
     def __repr__(self) -> str:
@@ -122,14 +121,18 @@ class Session:
         """How long the pool lets a session live without a sign of life (in ms)."""
         return self.clock.ttl_ms if self.clock is not None else round(self.times.ttl * 1000)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether a keepalive has come through lately; if none has, no other answer proves a lease."""
+        return boottime_s() <= self._kept_until
+
     def believed_until(self) -> float:
         """The end of belief (seconds on CLOCK_BOOTTIME)."""
         return self._believed_until
 
     def believes(self, asked_at: float) -> bool:
         """Whether an answer to a request sent at `asked_at` still proves the lease it gave."""
-        clock = self.clock
-        if clock is None:
+        if (clock := self.clock) is None:
             return False
         return boottime_s() <= asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
 

@@ -81,6 +81,7 @@ class Entry:
         "lost_reason",
         "of",
         "on_lost",
+        "rung_to_stop",
         "session",
         "signal",
         "stamp_ms",
@@ -106,6 +107,7 @@ class Entry:
         self.waited_s = 0.0
         self.lost = Flag()
         self.stopping = Flag()
+        self.rung_to_stop = False
         self.lost_reason = ""
         self.of = ""
         self.guard: Vouches | None = None

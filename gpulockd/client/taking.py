@@ -55,7 +55,7 @@ class Blocking:
             # The last look at the clock, in the thread whose body begins.
             if self._box[0].stands:
                 return BlockingLease(self._portal, self._box[0])
-            self._portal.call(self._box.pop()._end)
+            self._portal.call(self._box.pop()._undo)
 
     def keep(self) -> None:
         """The lease has found its place; leaving the block keeps it."""

@@ -144,11 +144,11 @@ class Waiting:
         """Begin to hold, if the answer still proves it: one read too late, or of a store since replaced, does not."""
         if not self.line.session.believes(asked_at):
             return await self._confirm(answer.token)
-        if must_be_let_in(self.line, answer):
-            if not await self._let_in(answer.token, answer):
-                return False
-            if not self.line.session.believes(asked_at) or self.line.session.must_assert(answer):
-                return await self._confirm(answer.token)
+        asks = await must_be_let_in(self.line, answer)
+        if asks and not await self._let_in(answer.token, answer):
+            return False
+        if not self.line.session.believes(asked_at) or (asks and self.line.session.must_assert(answer)):
+            return await self._confirm(answer.token)
         self.entry.hold(answer.token, answer.gpus, answer.waited_ms / 1000)
         return True
 
@@ -201,7 +201,7 @@ class Waiting:
         if isinstance(answer, a.Joined):
             entry.hold(answer.token, answer.gpus, 0.0)
             entry.state, entry.of = "member", answer.lease
-            if must_be_let_in(line, answer) and not await self._let_in(answer.token, answer):
+            if await must_be_let_in(line, answer) and not await self._let_in(answer.token, answer):
                 self.entry.state, self.entry.claim = "asking", None
                 return False
             if line.session.believes(asked_at):

@@ -17,13 +17,35 @@ from gpulockd.units import clean
 @cache
 def boot_id() -> str:
     """The kernel's id of this boot: the same in all containers of a host. `GPULOCKD_BOOT_ID` overrides it."""
-    given = os.environ.get("GPULOCKD_BOOT_ID")
-    if given:
-        return given
+    return os.environ.get("GPULOCKD_BOOT_ID") or _kernels_boot_id() or f"node-{uuid.getnode():012x}"
+
+
+@cache
+def _kernels_boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return f"node-{uuid.getnode():012x}"
+        return ""
+
+
+def namespace() -> str:
+    """Where this process's pid and start time are counted, beside its boot id; "" where that is not certain.
+
+    Who counts in the same namespaces finds a process under the numbers that it says of itself, unless it is dead. Both
+    are a namespace's own: a time namespace moves the start time.
+    """
+    try:
+        # A /proc of another pid namespace tells another process's start time for this pid.
+        if boot_id() != _kernels_boot_id() or os.readlink("/proc/self") != str(os.getpid()):
+            return ""
+        return ":".join(str(os.stat(f"/proc/self/ns/{kind}").st_ino) for kind in ("pid", "time"))
+    except OSError:
+        return ""
+
+
+def counts_alike(process: Process) -> bool:
+    """Whether a process counts as this one does: it is found under the numbers that it says of itself, or dead."""
+    return process.boot_id == boot_id() and process.namespace != "" and process.namespace == namespace()
 
 
 @cache
@@ -69,4 +91,5 @@ def this_process() -> Process:
         user=user,
         program=program(),
         started_ticks=started_ticks(pid),
+        namespace=namespace(),
     )

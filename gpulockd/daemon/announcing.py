@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO
 
 import structlog
 
+from gpulockd import places
 from gpulockd.daemon import notify
 from gpulockd.daemon.plan import Plan
 from gpulockd.errors import ConfigError, GpuLockError
@@ -43,6 +45,7 @@ def say_ready(version: str, plan: Plan, cards: Cards, gpus: int, address: str) -
     # Where both go to one terminal, it has been said.
     if not (_is_terminal(sys.stdout) and _is_terminal(sys.stderr)):
         _log.info("daemon.ready", pool=plan.pool, gpus=gpus, message=line)
+    _warn_of_other(plan)
 
 
 def warn_of_clear(host: str, port: int, *, encrypted: bool) -> None:
@@ -54,6 +57,19 @@ def warn_of_clear(host: str, port: int, *, encrypted: bool) -> None:
         "reaches it may read; set web.tls, or listen on 127.0.0.1"
     )
     _log.warning("web.in_clear", host=host, port=port, message=message)
+
+
+def _warn_of_other(plan: Plan) -> None:
+    """Say that programs go to another daemon of this host: whoever started this one may think that they come here."""
+    found = places.find_runtime()
+    if found is None or os.path.realpath(found[0]) == os.path.realpath(plan.folders.runtime):
+        return
+    if places.is_answered(*found):
+        message = (
+            f"programs and commands of this user find another daemon first, in {found[0]}; "
+            f"with GPULOCKD_SOCKET={plan.folders.api_socket} they find this one"
+        )
+        _log.warning("daemon.not_found_first", other=found[0], message=message)
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,9 @@ import msgspec
 from gpulockd import places
 from gpulockd.errors import ConfigError
 
+OWN = "folders and a port of its own: --socket DIR --state-dir DIR --listen HOST:PORT (GPULOCKD_SOCKET=DIR reaches it)"
+"""What a second daemon of a host needs: all of it at once, so that nobody learns of it error by error."""
+
 
 class Folders(msgspec.Struct, frozen=True, kw_only=True):
     """Where this daemon's files are."""
@@ -154,15 +157,14 @@ def locked(folders: Folders) -> Iterator[None]:
 
     :raises ConfigError: if another daemon has one of them, with its pid
     """
-    wanted = {folders.runtime: ("runtime folder", "--socket"), folders.state: ("state folder", "--state-dir")}
     with ExitStack() as stack:
-        for folder, (noun, flag) in wanted.items():
-            stack.enter_context(_lock(folder, noun, flag))
+        for folder, noun in {folders.runtime: "runtime folder", folders.state: "state folder"}.items():
+            stack.enter_context(_lock(folder, noun))
         yield
 
 
 @contextmanager
-def _lock(folder: str, noun: str, flag: str) -> Iterator[None]:
+def _lock(folder: str, noun: str) -> Iterator[None]:
     path = os.path.join(folder, places.DAEMON_LOCK)
     # The file is never removed: a third daemon could lock a new one of the same name beside the old one.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -174,7 +176,7 @@ def _lock(folder: str, noun: str, flag: str) -> Iterator[None]:
                 raise
             pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
             raise ConfigError(
-                f"another daemon (pid {pid}) uses the {noun} {folder}; stop it, or give this one its own with {flag}"
+                f"another daemon (pid {pid}) uses the {noun} {folder}; stop it, or give this one {OWN}"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -22,7 +22,7 @@ from gpulockd.daemon.joining import Joining, refused, told
 from gpulockd.daemon.journal import Journal, RecordUnwritable
 from gpulockd.daemon.kept import Kept
 from gpulockd.hardware.processes.following import Runs
-from gpulockd.hardware.processes.identity import Process, identify
+from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.processes.watch import Watch
 
 NOT_YOURS = "this session or lease belongs to another process"
@@ -156,9 +156,6 @@ class Guard:
         """A lease that stood in the ledger before the guard came: nobody's word but the ledger's, never signalled."""
         if lease.id in self.fence.leases:
             return
-        for party in lease.parties:
-            if party.pid and identify(party.pid) != Process(party.pid, party.started):
-                party.pid = party.started = 0  # a number of another pid namespace, or of nobody any more
         self.unproven.add(lease.id)
         self.fence.enter(lease)
         for party in lease.parties:

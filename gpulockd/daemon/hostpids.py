@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from gpulockd.client.whoami import counts_alike
 from gpulockd.daemon.callers import Callers
 from gpulockd.hardware.processes.identity import HiddenProcess, identify
 from gpulockd.hardware.processes.identity import Process as HostProcess
@@ -11,7 +12,7 @@ from gpulockd.model import Process
 
 
 class HostPids:
-    """Tells the host's pid of a session's process, by the guard or by the start time that the kernel shows."""
+    """Tells the host's pid of a session's process, by the guard or by what the process says of itself."""
 
     def __init__(self, callers: Callers, boot_id: str) -> None:
         """:param boot_id: of this host, as its programs say it"""
@@ -23,15 +24,24 @@ class HostPids:
         known = self._callers.process(session)
         if known is not None:
             return known.pid
-        if process.boot_id == self._boot_id and _is_of_host(process.pid, process.started_ticks):
+        if process.boot_id == self._boot_id and is_of_host(process):
             return process.pid
         return None
 
 
-@lru_cache(maxsize=4096)
-def _is_of_host(pid: int, started_ticks: int) -> bool:
-    """Whether the number that a process calls itself is the host's; a process keeps both numbers for its life."""
+def is_of_host(process: Process) -> bool:
+    """Whether the number that a process calls itself is, or was until its death, the host's.
+
+    Who lives in a pid namespace of its own is not found under its number either, and is not dead for that.
+    """
     try:
-        return bool(started_ticks) and identify(pid) == HostProcess(pid, started_ticks)
+        is_seen = _is_seen(process.pid, process.started_ticks)
     except (HiddenProcess, OSError):
-        return False
+        return False  # that pid lives, and the kernel does not say whose it is
+    return process.started_ticks > 0 and (is_seen or counts_alike(process))
+
+
+@lru_cache(maxsize=4096)
+def _is_seen(pid: int, started_ticks: int) -> bool:
+    """Whether a process was found under these numbers, which it keeps for its life."""
+    return identify(pid) == HostProcess(pid, started_ticks)

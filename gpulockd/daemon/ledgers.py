@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from gpulockd.daemon.fence import Lease, Party
+from gpulockd.daemon.hostpids import is_of_host
 from gpulockd.model import TicketRecord
 
 
 def party_of(ticket: TicketRecord) -> Party:
-    """The party that the ledger names for a lease; its process is what the client has said of itself."""
-    process = ticket.process
+    """The party that the ledger names for a lease; its process is what the client has said of itself, alive or dead,
+    and none where its numbers may mean another process here."""
+    process = ticket.process if ticket.process is not None and is_of_host(ticket.process) else None
     return Party(
         ticket=ticket.id,
         session=ticket.session,

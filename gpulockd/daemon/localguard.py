@@ -21,9 +21,13 @@ class LocalGuard:
 
     :param process: the process that will hold; None where the kernel shows none, and this object stands for it
     :param spares_older: the children that it has before the grant are no part of its runs
+    :param is_alive: whether it lets in at all, whatever the ledger has heard of it: it may have been cut off
     """
 
-    def __init__(self, guard: Guard, process: Process | None, uid: int, *, spares_older: bool = False) -> None:
+    def __init__(
+        self, guard: Guard, process: Process | None, uid: int, *, spares_older: bool = False, is_alive: bool = True
+    ) -> None:
+        self.is_alive = is_alive
         self._guard = guard
         self._caller = Caller(process, uid, self._hear, spares_older=spares_older)
         self._asked: dict[str, tuple[int, asyncio.Future[None]]] = {}
@@ -73,10 +77,9 @@ class LocalGuard:
         lease = self._guard.fence.lease_of(entry.id)
         return lease is not None and lease.token == entry.token and not lease.lost
 
-    @property
-    def is_alive(self) -> bool:
-        """What the ledger says of the guard is enough in the guard's own process."""
-        return False
+    async def stands(self) -> bool:
+        """Whether it lets in."""
+        return self.is_alive
 
     def look(self) -> None:
         """Nothing to connect."""

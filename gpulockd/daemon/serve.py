@@ -272,7 +272,11 @@ def _backend(
         feed=made.feed,
         published=lambda: offered.session.defaults,
         guard_for=lambda pid, started, uid, spares_older: LocalGuard(
-            guarding, Process(pid, started) if pid else None, uid, spares_older=spares_older
+            guarding,
+            Process(pid, started) if pid else None,
+            uid,
+            spares_older=spares_older,
+            is_alive=plan.settings.gpus.guard,
         ),
         limits_s=lambda job: in_seconds(limits_of(job, Rules.of(made.current.settings))),
         reasons=lambda: (offered.trouble,) if offered.trouble else (),

@@ -48,6 +48,7 @@ class Scene:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
             env = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_RUN}
+            env["GPULOCKD_SOCKET"] = self._site.folders.api_socket
             words = [sys.executable, "-m", "gpulockd", "serve", *self._site.words]
             # The daemon says that it is ready on stdout and in its log: where both go to one place, once is enough.
             self._daemon = self._start(words, env, stdout=subprocess.DEVNULL if _is_one_place(1, 2) else None)
@@ -102,7 +103,7 @@ class Scene:
         say(f"demo load: {', '.join(self._names)}; Ctrl-C ends everything")
         env = {name: value for name, value in env.items() if name not in _OF_ANOTHER_STORE}
         folders = self._site.folders
-        here = {"GPULOCKD_SOCKET": folders.api_socket, CARDS: os.path.join(folders.state, "simulated")}
+        here = {CARDS: os.path.join(folders.state, "simulated")}
         for i, name in enumerate(self._names):
             command = [sys.executable, "-m", "gpulockd.demo.worker", name, str(i)]
             self._load.append(self._start(command, env | here))

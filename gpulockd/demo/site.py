@@ -47,6 +47,7 @@ def choose(args: Namespace, words: list[str]) -> Iterator[Site]:
         return
     private = tempfile.mkdtemp(prefix="gpulockd-demo-")
     say(f"another gpulockd uses {usual.runtime}; this one keeps to itself in {private}")
+    say(f"commands and programs reach this one only with GPULOCKD_SOCKET={private} in their environment")
     state = os.path.join(private, "state")
     words += ["--socket", private, "--state-dir", state]
     if args.simulate is None:

@@ -1,22 +1,21 @@
 """Where the store is: one URL, and the redis-py clients that it means.
 
 `redis://`, `rediss://`, `unix://`, `redis+sentinel://host:port[,host:port]/service[/db]` and
-`redis+cluster://host:port`. Hidden retries and maintenance notifications are off: redis-py's own would block for up
-to 58 s and run a script twice; our retries carry the same ids (docs/why.md, "Retries").
+`redis+cluster://host:port[,host:port]`. Hidden retries and maintenance notifications are off: redis-py's own would
+block for up to 58 s and run a script twice; our retries carry the same ids (docs/why.md, "Retries").
 """
 
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
-from redis.asyncio.cluster import RedisCluster as AsyncCluster
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
+from redis.cluster import ClusterNode, RedisCluster
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -25,7 +24,7 @@ from gpulockd.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 
-AsyncClient = redis.asyncio.Redis | AsyncCluster
+AsyncClient = redis.asyncio.Redis
 BlockingClient = redis.Redis | RedisCluster
 
 
@@ -42,7 +41,7 @@ def check_url(url: str) -> str:
     if parts.scheme == "redis+sentinel" and not parts.path.strip("/"):
         raise ConfigError(f"redis url {without_secret(url)!r}: write redis+sentinel://host:port/service")
     try:
-        _ = [parts.port] if parts.scheme != "redis+sentinel" else _hosts(parts.netloc, 26379)
+        _ = [parts.port] if is_one_server(url) else hosts(url)
     except ValueError:
         raise ConfigError(f"redis url {without_secret(url)!r}: the port must be a number") from None
     return url
@@ -68,20 +67,38 @@ def is_one_server(url: str) -> bool:
     return not url.startswith(("redis+sentinel://", "redis+cluster://"))
 
 
+def hosts(url: str) -> list[tuple[str, int]]:
+    """The servers that the URL of a Sentinel or Cluster names: host and port.
+
+    :raises ValueError: if a port is no number
+    """
+    usual_port = 6379 if is_cluster(url) else 26379
+    return [_host(place, usual_port) for place in urlsplit(url).netloc.rpartition("@")[2].split(",") if place]
+
+
+def url_of_node(url: str, host: str, port: int) -> str:
+    """The URL of one server of the cluster that `url` names, with its user, password and options."""
+    parts = urlsplit(url)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    name = f"[{host}]" if ":" in host else host
+    return urlunsplit(parts._replace(scheme="redis", netloc=f"{credentials}{at}{name}:{port}"))
+
+
 def async_client(url: str, *, deadline_s: float, name: str) -> AsyncClient:
-    """A client of one event loop. Commands carry no deadline of their own: `Store.ask` sets one."""
+    """A client of one event loop. Commands carry no deadline of their own: `Store.ask` sets one.
+
+    The store speaks to one server and to a cluster by itself.
+    """
     common: dict[str, Any] = {
         "socket_timeout": None,
         "socket_connect_timeout": deadline_s,
         "retry": AsyncRetry(NoBackoff(), 0),
         "client_name": name,
     }
-    if is_cluster(url):
-        return AsyncCluster.from_url(url.replace("redis+cluster", "redis", 1), **common)
     common["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     if url.startswith("redis+sentinel://"):
-        hosts, service, more = _sentinel(url)
-        sentinel = AsyncSentinel(hosts, sentinel_kwargs={"socket_timeout": deadline_s, **more}, **more, **common)
+        named, service, more = _sentinel(url)
+        sentinel = AsyncSentinel(named, sentinel_kwargs={"socket_timeout": deadline_s, **more}, **more, **common)
         client: redis.asyncio.Redis = sentinel.master_for(service)
         return client
     return redis.asyncio.Redis.from_url(url, single_connection_client=True, **common)
@@ -96,11 +113,13 @@ def blocking_client(url: str, *, deadline_s: float, name: str) -> BlockingClient
         "client_name": name,
     }
     if is_cluster(url):
-        return RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **common)
+        named = hosts(url)
+        nodes = [ClusterNode(*place) for place in named]
+        return RedisCluster.from_url(url_of_node(url, *named[0]), startup_nodes=nodes, **common)
     common["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     if url.startswith("redis+sentinel://"):
-        hosts, service, more = _sentinel(url)
-        sentinel = Sentinel(hosts, sentinel_kwargs={"socket_timeout": deadline_s, **more}, **more, **common)
+        sentinels, service, more = _sentinel(url)
+        sentinel = Sentinel(sentinels, sentinel_kwargs={"socket_timeout": deadline_s, **more}, **more, **common)
         client: redis.Redis = sentinel.master_for(service)
         return client
     return redis.Redis.from_url(url, single_connection_client=True, **common)
@@ -115,7 +134,7 @@ def connection_descriptor(connection: Any) -> list[int]:
 
 def descriptors(client: Any) -> list[int]:
     """The descriptors of a client's open sockets."""
-    nodes = client.get_nodes() if isinstance(client, AsyncCluster | RedisCluster) else [client]
+    nodes = client.get_nodes() if isinstance(client, RedisCluster) else [client]
     found: list[int] = []
     for node in nodes:
         node = getattr(node, "redis_connection", None) or node
@@ -128,12 +147,12 @@ def descriptors(client: Any) -> list[int]:
     return sorted(set(found))
 
 
-def _hosts(netloc: str, default_port: int) -> list[tuple[str, int]]:
-    hosts = []
-    for host in netloc.rpartition("@")[2].split(","):
-        name, _, port = host.partition(":")
-        hosts.append((name, int(port) if port else default_port))
-    return hosts
+def _host(place: str, usual_port: int) -> tuple[str, int]:
+    if place.startswith("["):
+        name, _, port = place[1:].partition("]")
+    else:
+        name, _, port = place.partition(":")
+    return name, int(port.lstrip(":") or usual_port)
 
 
 def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
@@ -146,4 +165,4 @@ def _sentinel(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
         more["username"] = unquote(user)
     if password:
         more["password"] = unquote(password)
-    return _hosts(parts.netloc, 26379), service, more
+    return hosts(url), service, more

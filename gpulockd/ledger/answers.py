@@ -92,12 +92,16 @@ class Stale(Answer, frozen=True, kw_only=True):
 
 
 class Alive(Answer, frozen=True, kw_only=True):
-    """The session stands. `has`: (id, token, state) of all but waiting tickets; `lost`: (id, reason); `stops`: ids."""
+    """The session stands. `has`: (id, token, state) of all but waiting tickets; `lost`: (id, reason); `stops`: ids.
+
+    `rung`: ids of those that are to stop if their doorbell has said so; a daemon of an earlier version writes no more.
+    """
 
     listeners: int
     has: tuple[tuple[str, int, str], ...]
     lost: tuple[tuple[str, str], ...]
     stops: tuple[str, ...] = ()
+    rung: tuple[str, ...] = ()
 
 
 class Opened(Answer, frozen=True, kw_only=True):

@@ -17,7 +17,8 @@ from redis.cluster import RedisCluster
 
 from gpulockd.ledger import address, pools, verbs
 from gpulockd.ledger.keys import FLEET_POOLS, PoolKeys
-from gpulockd.ledger.store import NOT_LOADED, mapped
+from gpulockd.ledger.store import NOT_LOADED, script_args
+from gpulockd.ledger.troubles import mapped
 from gpulockd.model import GPU_KEY_PREFIX
 
 DEADLINE_S = 2.0
@@ -174,7 +175,7 @@ def _called(client: Any, call: verbs.Call[Any], keys: PoolKeys) -> None:
     if not client.execute_command("EXISTS", f"{keys.base}meta"):
         return
     try:
-        client.execute_command("FCALL", call.script.function, len(call.keys.wire), *call.keys.wire, *call.args)
+        client.execute_command("FCALL", call.script.function, *script_args(call, isinstance(client, RedisCluster)))
     except broken.ResponseError as answer:
         if NOT_LOADED not in str(answer):
             raise

@@ -141,6 +141,7 @@ def alive(reply: Reply) -> Any:
         has=tuple((has[i], int(has[i + 1]), has[i + 2]) for i in range(0, len(has), 3)),
         lost=tuple((lost[i], lost[i + 1]) for i in range(0, len(lost), 2)),
         stops=tuple(text(id) for id in reply[9]),
+        rung=tuple(text(id) for id in reply[10]),
     )
 
 

@@ -1,100 +1,32 @@
 """The connections to Redis or Valkey, behind two verbs: ask a script, and hear the next message.
 
-The only place where the transport's exceptions, redis-py's among them, become ours. Every command has its own deadline
-and is sent once; whoever asks again does so with the same ids.
+Every command has its own deadline and is sent once; whoever asks again does so with the same ids.
 """
 
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Any, TypeVar
 
 from redis import exceptions as broken
 
-from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+from gpulockd.errors import ConfigError
 from gpulockd.ledger import address, pools
 from gpulockd.ledger.keys import FLEET_HOSTS, FLEET_POOLS
 from gpulockd.ledger.loading import check_loaded
+from gpulockd.ledger.troubles import mapped, our_error
 from gpulockd.ledger.verbs import Call
+from gpulockd.ledger.wire.blocking import BlockingCluster
 from gpulockd.ledger.wire.by_redis_py import RedisPyCommands
+from gpulockd.ledger.wire.cluster import ClusterCommands
 from gpulockd.ledger.wire.commands import Commands, WireCommands
-from gpulockd.ledger.wire.trouble import Broken, Late, Refused, Unwelcome
+from gpulockd.ledger.wire.trouble import Broken, Refused
 
 T = TypeVar("T")
 
 OLDEST_VERSION = (7, 0)
 NOT_LOADED = "Function not found"
-
-
-class mapped:
-    """Turn what the transport raises inside the block into our errors.
-
-    :raises StoreUnavailable: if the server cannot be reached, loads, is read-only or full
-    :raises ConfigError: if it refuses our credentials
-    """
-
-    __slots__ = ("_url",)
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, Exception):
-            ours = _our_error(error, address.without_secret(self._url))
-            if ours is not None:
-                raise ours from error
-
-
-_AWAY = (broken.ConnectionError, broken.TimeoutError, broken.ReadOnlyError, broken.OutOfMemoryError)
-_REFUSED = (broken.AuthenticationError, broken.AuthorizationError, broken.NoPermissionError)
-_NOT_NOW = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
-_SPOILT = "WRONGTYPE"
-_NOT_YOU = ("NOAUTH", "NOPERM", "WRONGPASS")
-
-
-def _our_error(error: Exception, shown: str) -> GpuLockError | None:
-    if isinstance(error, Late):
-        return StoreUnavailable(f"Redis at {shown} {error}")
-    if isinstance(error, Refused):
-        return _refusal(error, shown)
-    return _error_of_redis_py(error, shown)
-
-
-def _refusal(refused: Refused, shown: str) -> GpuLockError:
-    if isinstance(refused, Unwelcome) or refused.code in _NOT_YOU:
-        return ConfigError(f"Redis at {shown} refused: {refused}; check user, password and ACL")
-    return _answered(str(refused), shown)
-
-
-def _answered(text: str, shown: str) -> GpuLockError:
-    """A key that is not what it should be is waited for too: holders go on, and whoever mends it mends all."""
-    if text.startswith((*_NOT_NOW, _SPOILT)):
-        return StoreUnavailable(f"Redis at {shown} cannot be used: {text}{_cure(text)}")
-    return GpuLockError(f"Redis at {shown} answered: {text}{_cure(text)}")
-
-
-def _error_of_redis_py(error: Exception, shown: str) -> GpuLockError | None:
-    if isinstance(error, _REFUSED):
-        return ConfigError(f"Redis at {shown} refused: {error}; check user, password and ACL")
-    if isinstance(error, (*_AWAY, Broken)):
-        return StoreUnavailable(
-            f"Redis at {shown} cannot be used: {str(error) or type(error).__name__}; is it running?"
-        )
-    if isinstance(error, broken.RedisClusterException):
-        return StoreUnavailable(f"Redis Cluster at {shown} cannot be used: {error}")
-    if isinstance(error, broken.ResponseError):
-        return _answered(str(error), shown)
-    if isinstance(error, broken.RedisError):
-        return StoreUnavailable(f"Redis at {shown} answered what cannot be read: {error}")
-    if isinstance(error, OSError | EOFError) and not isinstance(error, TimeoutError | GpuLockError):
-        return StoreUnavailable(f"Redis at {shown} cannot be reached: {error}; is it running?")
-    return None
+NEVER_THERE = b"}:never"
 
 
 def _refuse_unfit(info: dict[str, Any], shown: str) -> None:
@@ -120,13 +52,14 @@ class Store:
         self.name = name
         self.commands = 0
         self._commands = _commands(url, deadline_s, name)
+        self._many = address.is_cluster(url)
 
     def __repr__(self) -> str:
         return f"<Store {address.without_secret(self.url)} {self.commands} commands>"
 
     def begin(self, call: Call[Any]) -> asyncio.Future[Any] | None:
         """Send a script now, before anything is awaited; `ask` takes what is returned. None: only `ask` can send it."""
-        begun = self._commands.begin((b"FCALL", call.script.function, *_script_args(call)))
+        begun = self._commands.begin((b"FCALL", call.script.function, *script_args(call, self._many)))
         if begun is not None:
             self.commands += 1
         return begun
@@ -143,8 +76,9 @@ class Store:
                 return call.read(await begun)
             except (Refused, Broken) as trouble:
                 if NOT_LOADED not in str(trouble):
-                    raise _our_error(trouble, address.without_secret(self.url)) or trouble from trouble
-        reply = await self._command("FCALL", call.script.function, *_script_args(call), library=call.script.text)
+                    raise our_error(trouble, address.without_secret(self.url)) or trouble from trouble
+        words = ("FCALL", call.script.function, *script_args(call, self._many))
+        reply = await self._command(*words, library=call.script.text)
         return call.read(reply)
 
     async def _command(self, *words: Any, library: str = "") -> Any:
@@ -155,12 +89,12 @@ class Store:
             except (Refused, broken.ResponseError) as missing:
                 if not library or NOT_LOADED not in str(missing):
                     raise
-            await self._load(library)
+            await self._load(library, words)
             return await self._commands.run(words)
 
-    async def _load(self, library: str) -> None:
+    async def _load(self, library: str, words: tuple[Any, ...]) -> None:
         try:
-            await self._commands.load(library)
+            await self._commands.load(library, words)
         except (Refused, broken.ResponseError) as refused:
             check_loaded(refused, address.without_secret(self.url))
 
@@ -223,10 +157,11 @@ class Store:
 
 
 def _commands(url: str, deadline_s: float, name: str) -> Commands:
-    """Own connections to one server; many servers are redis-py's to know."""
-    if address.is_one_server(url):
-        return WireCommands(url, deadline_s=deadline_s, name=name)
-    return RedisPyCommands(url, deadline_s=deadline_s, name=name)
+    """Own connections to one server or to a cluster; which one is the master now is redis-py's to ask a Sentinel."""
+    if address.is_cluster(url):
+        return ClusterCommands(url, deadline_s=deadline_s, name=name)
+    kind = WireCommands if address.is_one_server(url) else RedisPyCommands
+    return kind(url, deadline_s=deadline_s, name=name)
 
 
 def _pairs(fields: Any) -> list[tuple[bytes, bytes]]:
@@ -235,8 +170,16 @@ def _pairs(fields: Any) -> list[tuple[bytes, bytes]]:
     return list(zip(fields[::2], fields[1::2], strict=True))
 
 
-def _script_args(call: Call[Any]) -> tuple[Any, ...]:
-    return (b"%d" % len(call.keys.wire), *call.keys.wire, *call.args)
+def script_args(call: Call[Any], cluster: bool) -> tuple[Any, ...]:
+    """The words of a call after its function's name.
+
+    A cluster is told of one more key, which is never there. While a slot is being moved it refuses what names several
+    keys of which one is missing, so no script ever runs where only some of the pool's keys are.
+    """
+    keys = call.keys.wire
+    if cluster:
+        keys = (*keys, keys[0].partition(b"}")[0] + NEVER_THERE)
+    return (b"%d" % len(keys), *keys, *call.args)
 
 
 class BlockingStore:
@@ -245,8 +188,11 @@ class BlockingStore:
     def __init__(self, url: str, *, deadline_s: float, name: str = "gpulockd-keepalive") -> None:
         """:raises StoreUnavailable: if no connection can be made within the deadline (in seconds)"""
         self.url = address.check_url(url)
+        self._many = address.is_cluster(url)
         with mapped(url):
-            self._client = address.blocking_client(url, deadline_s=deadline_s, name=name)
+            self._client = (BlockingCluster if self._many else address.blocking_client)(
+                url, deadline_s=deadline_s, name=name
+            )
 
     def ask(self, call: Call[T]) -> T:
         """Run a script and return its typed answer.
@@ -254,26 +200,31 @@ class BlockingStore:
         :raises StoreUnavailable: if no answer came within the deadline; the script may have run
         """
         run: Any = self._client.execute_command
+        words = ("FCALL", call.script.function, *script_args(call, self._many))
         with mapped(self.url):
             try:
-                reply = run("FCALL", call.script.function, *_script_args(call))
+                reply = run(*words)
             except broken.ResponseError as missing:
                 if NOT_LOADED not in str(missing):
                     raise
-                self._load(call.script.text)
-                reply = run("FCALL", call.script.function, *_script_args(call))
+                self._load(call.script.text, words)
+                reply = run(*words)
         return call.read(reply)
 
-    def _load(self, library: str) -> None:
-        run: Any = self._client.execute_command
+    def _load(self, library: str, words: tuple[Any, ...]) -> None:
+        client: Any = self._client
         try:
-            run("FUNCTION LOAD", "REPLACE", library)
+            if self._many:
+                client.load(library, words)
+            else:
+                client.execute_command("FUNCTION LOAD", "REPLACE", library)
         except broken.ResponseError as refused:
             check_loaded(refused, address.without_secret(self.url))
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""
-        return address.descriptors(self._client)
+        client = self._client
+        return client.descriptors() if isinstance(client, BlockingCluster) else address.descriptors(client)
 
     def close(self) -> None:
         """Close the connection; never raises for a server that is away."""
@@ -281,13 +232,3 @@ class BlockingStore:
             self._client.close()
         except (broken.RedisError, OSError):
             return
-
-
-def _cure(answer: str) -> str:
-    """What to do about an answer that is a fault of the ledger's own functions."""
-    if "user_function" not in answer:
-        return ""
-    return (
-        "; what the store has of this pool was most likely written by another version of gpulockd: stop all programs "
-        "of the pool and delete its keys (gpulockd:{POOL}:*), or give the daemon another state folder (--state-dir)"
-    )

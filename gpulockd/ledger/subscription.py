@@ -12,11 +12,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, Protocol
 
 from gpulockd.ledger import address
-from gpulockd.ledger.store import mapped
-from gpulockd.ledger.wire import opening
+from gpulockd.ledger.troubles import mapped
+from gpulockd.ledger.wire import cluster, opening, slots
 from gpulockd.ledger.wire.by_redis_py import RedisPyEar
 from gpulockd.ledger.wire.connection import Wire
-from gpulockd.ledger.wire.trouble import Broken, Late
+from gpulockd.ledger.wire.trouble import Broken, Late, Moved, Refused
 
 NAME = "gpulockd-subscription"
 
@@ -47,7 +47,8 @@ class WireEar:
     """A subscription over an own connection. What it hears before anybody listens is kept."""
 
     def __init__(self, url: str, *, deadline_s: float, name: str) -> None:
-        self._place = opening.place_of(url)
+        self._url = url
+        self._deadline_s = deadline_s
         self._name = name
         self._wire = Wire(deadline_s, self._hear, self._news)
         self._heard: deque[bytes] = deque()
@@ -56,9 +57,27 @@ class WireEar:
 
     async def subscribe(self, channels: tuple[str, ...], *, sharded: bool) -> None:
         """Return once the server has confirmed every channel. One server knows no shards."""
+        verb = "SUBSCRIBE"
+        if not address.is_cluster(self._url):
+            return await self._at(self._url, verb, channels)
+        # Every server of a cluster hears what is published, but the one that has the keys does so first.
+        known, slot = slots.of_cluster(self._url), slots.slot_of(channels[0].encode())
+        node = await cluster.owner_of(self._url, slot, self._deadline_s)
+        try:
+            await self._at(address.url_of_node(self._url, *node), "SSUBSCRIBE" if sharded else verb, channels)
+        except BaseException:
+            known.doubt(node)
+            raise
+
+    async def _at(self, url: str, verb: str, channels: tuple[str, ...]) -> None:
         wire = self._wire
-        await opening.dial(wire, self._place, self._name)
-        await asyncio.gather(*(wire.send(("SUBSCRIBE", channel)) for channel in channels))
+        await opening.dial(wire, opening.place_of(url), self._name)
+        try:
+            await asyncio.gather(*(wire.send((verb, channel)) for channel in channels))
+        except Refused as refused:
+            if refused.code != "MOVED":
+                raise
+            raise Moved(f"another server of the cluster has its keys now ({refused})") from None
 
     async def next(self) -> bytes:
         """The next message. Waits for ever; cancelling loses none.
@@ -124,7 +143,7 @@ class Subscription:
         :param sharded: whether they are rung by SPUBLISH where the store is a cluster
         :raises StoreUnavailable: if that took longer than `deadline_s`
         """
-        kind = WireEar if address.is_one_server(url) else RedisPyEar
+        kind = WireEar if address.is_one_server(url) or address.is_cluster(url) else RedisPyEar
         ear: Ear = kind(url, deadline_s=deadline_s, name=NAME)
         try:
             with mapped(url):
@@ -152,7 +171,7 @@ class Subscription:
             await self._ear.hear(take)
 
     def rest(self, seconds: float) -> None:
-        """Read nothing for so long (in seconds); what comes meanwhile is not lost. A cluster's reads on."""
+        """Read nothing for so long (in seconds); what comes meanwhile is not lost. A Sentinel's reads on."""
         self._ear.rest(seconds)
 
     def descriptors(self) -> list[int]:

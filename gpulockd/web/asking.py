@@ -7,7 +7,7 @@ from gpulockd.ledger import answers as a
 from gpulockd.ledger import verbs
 from gpulockd.web import wanting
 from gpulockd.web.alone import alone
-from gpulockd.web.auth import Caller
+from gpulockd.web.auth import Caller, check_owner
 from gpulockd.web.backend import Backend
 from gpulockd.web.holding import Holding
 from gpulockd.web.problems import of_error, refusal
@@ -28,8 +28,8 @@ async def ask_lease(visit: Visit) -> Stream:
 
     :raises ImpossibleRequest: if nothing can be asked for so
     :raises ConfigError: if a duration cannot be read
-    :raises ProblemError: 403 if the session is another user's, 429 if this user has too many such requests open, or
-        too many leases that the daemon holds
+    :raises ProblemError: 403 if the session, or the lease to be joined, is another user's, 429 if this user has too
+        many such requests open, or too many leases that the daemon holds
     """
     backend, caller = visit.backend, visit.caller
     plan = wanting.plan_of(visit.body, backend.published(), caller)
@@ -37,6 +37,7 @@ async def ask_lease(visit: Visit) -> Stream:
     if backend.waiters[who] >= MOST_WAITERS:
         detail = f"{backend.waiters[who]} requests of {who or 'TCP clients'} are open"
         raise refusal(429, "too_many", detail, "end some of them, or use the Python client, which shares one session")
+    await _check_joins(backend, plan, caller)
     shared = plan.session is not None and await _is_there(backend, plan, caller)
     stays = plan.pid is not None or plan.ttl_s is not None
     most = MOST_LEFT_BY_OPERATORS if caller.trusted else MOST_LEFT_HERE
@@ -60,6 +61,20 @@ async def ask_lease(visit: Visit) -> Stream:
         media_type="application/x-ndjson",
         on_error=lambda error: as_line(wanting.FailedLine(problem=of_error(error))),
     )
+
+
+async def _check_joins(backend: Backend, plan: wanting.Plan, caller: Caller) -> None:
+    """Who joins a lease is of its user. A guard lets in by descent, which is more: there it has the word.
+
+    :raises ProblemError: 403 if the lease is another user's
+    :raises StoreUnavailable: if nobody can say whose it is
+    """
+    if plan.ask.inside is None or caller.trusted:
+        return
+    seen = await backend.look()
+    joined = next((lease for lease in seen.leases if lease.id == plan.ask.inside[0]), None)
+    if joined is not None and not seen.guarded:
+        check_owner(caller, joined.process.user if joined.process is not None else "")
 
 
 async def _is_there(backend: Backend, plan: wanting.Plan, caller: Caller) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import anyio
@@ -12,9 +12,10 @@ import structlog
 from gpulockd.client.table import Ask
 from gpulockd.client.waiting import Patience
 from gpulockd.client.whoami import started_ticks
+from gpulockd.clock import boottime_s
 from gpulockd.errors import GpuLockError, StoreUnavailable
 from gpulockd.ledger import verbs
-from gpulockd.model import Process, TicketRecord, Wants
+from gpulockd.model import Gpu, Process, TicketRecord, Wants
 from gpulockd.web.auth import Caller, Peer
 from gpulockd.web.backend import Backend
 from gpulockd.web.holding import Holding
@@ -43,7 +44,7 @@ async def take_over(backend: Backend) -> None:
         backend.tasks.start_soon(_try_again, backend, left)
     if backend.holdings:
         _log.info("timed.taken_over", leases=len(backend.holdings), message="the leases that are kept go on")
-    backend.tasks.start_soon(_end_untold, backend)
+    backend.tasks.start_soon(_end_untold if backend.timed.names_all else _keep_unnamed, backend)
 
 
 async def _taken(backend: Backend, leases: Iterable[Timed]) -> list[Timed]:
@@ -69,6 +70,23 @@ async def _try_again(backend: Backend, left: list[Timed]) -> None:
         await anyio.sleep(RETRY_S)
         known = {told.id for told in backend.timed.all()} - backend.holdings.keys()
         left = await _taken(backend, [told for told in left if told.id in known])
+
+
+async def _keep_unnamed(backend: Backend) -> None:
+    """Keep on what a daemon was granted for processes, where the file does not name them all.
+
+    An earlier version has written it since, or it cannot be read. Nobody knows then who was told of what, so nothing is
+    given back.
+    """
+    while not backend.timed.names_all:
+        with suppress(StoreUnavailable):
+            seen = await backend.look(length=1)
+            gpus = {record.gpu.key: record.gpu for record in seen.gpus}
+            untold = [lease for lease in seen.leases if _is_untold(backend, lease) and not _is_claimed(backend, lease)]
+            found = [_told_of(backend, lease, gpus) for lease in untold]
+            backend.timed.complete(found)
+            return await _try_again(backend, await _taken(backend, found))
+        await anyio.sleep(RETRY_S)
 
 
 async def _end_untold(backend: Backend) -> None:
@@ -120,6 +138,32 @@ def _pidfd_of(process: Process) -> int:
         os.close(pidfd)
         return -1
     return pidfd
+
+
+def _told_of(backend: Backend, lease: TicketRecord, gpus: Mapping[str, Gpu]) -> Timed:
+    """What the file would say of a lease that is kept for a process."""
+    assert lease.process is not None
+    try:
+        uid = os.stat(f"/proc/{lease.process.pid}").st_uid
+    except OSError:  # it has just ended
+        uid = -1
+    return Timed(
+        id=lease.id,
+        token=lease.token,
+        session=lease.session,
+        of="",
+        gpus=tuple(gpus[key] for key in lease.gpus if key in gpus),
+        wants=lease.wants,
+        priority=lease.priority,
+        job=lease.job,
+        lock_timeout_ms=round(backend.settings.gpu_lock.lock_timeout * 1000),
+        process=lease.process,
+        uid=uid,
+        ttl_s=None,
+        until_s=0.0,
+        granted_at=boottime_s() - lease.held_ms / 1000,
+        stamp_ms=None,
+    )
 
 
 def _plan_of(told: Timed) -> Plan:

@@ -8,6 +8,7 @@ time lasts in the ledger until that is over, so a daemon may be away for any par
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 
 import msgspec
@@ -44,11 +45,15 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Written(msgspec.Struct, kw_only=True):
-    """`leases` are those for a time: who knows of no others reads the file too."""
+    """`leases` are those for a time: who knows of no others reads the file too, and leaves the rest out when it writes.
+
+    `names_all`: nobody who leaves some out has written it.
+    """
 
     boot_id: str
     leases: dict[str, Timed] = {}
     of_processes: dict[str, Timed] = {}
+    names_all: bool = False
 
 
 class TimedFile:
@@ -65,6 +70,18 @@ class TimedFile:
     def all(self) -> tuple[Timed, ...]:
         """The leases that a daemon of this boot has noted, those whose time or process is over too."""
         return (*self._written.leases.values(), *self._written.of_processes.values())
+
+    @property
+    def names_all(self) -> bool:
+        """Whether every lease that somebody was told of stands here; else those of processes may be missing."""
+        return self._written.names_all
+
+    def complete(self, leases: Iterable[Timed]) -> None:
+        """Write the leases for processes that were missing: with them it names all."""
+        self._written.of_processes |= {lease.id: lease for lease in leases}
+        self._written.names_all = True
+        with suppress(OSError):  # the next daemon finds them missing too
+            self._write()
 
     def note(self, lease: Timed) -> None:
         """Write a lease, or what is new of it.
@@ -91,7 +108,7 @@ class TimedFile:
                 self._write()
 
     def _read(self) -> _Written:
-        nothing = _Written(boot_id=boot_id())
+        nothing = _Written(boot_id=boot_id(), names_all=True)
         try:
             with open(self._path, "rb") as file:
                 found = msgspec.json.decode(file.read(), type=_Written)
@@ -101,7 +118,7 @@ class TimedFile:
             _log.error(
                 "timed.unreadable", message=f"{self._path}: the leases that are kept are not known any more: {wrong}"
             )
-            return nothing
+            return _Written(boot_id=nothing.boot_id)
         return found if found.boot_id == nothing.boot_id else nothing
 
     def _write(self) -> None:

@@ -36,7 +36,10 @@ DAEMON, WIRE, CARDS = "service/test_daemon.py", "service/test_wire.py", "service
 SYSTEMD, PROBES = "system/test_systemd.py", "system/test_systemd_probes.py"
 JOURNAL, LEDGER, LUAGUARD = "unit/test_journal.py", "lua/test_ledger_directed.py", "lua/test_guard_directed.py"
 NVML, EMBEDDED, LIMITS = "hardware/test_nvml_library.py", "service/test_embedded.py", "service/test_web_limits.py"
-VERSIONS = "faults/test_versions.py"
+VERSIONS, OLDER = "faults/test_versions.py", "faults/test_older.py"
+OLDER_STATE, OLDER_COMMANDS = "faults/test_older_state.py", "faults/test_older_commands.py"
+LINES, CUT_GUARDS = "faults/test_partitions.py", "faults/test_partitioned_guards.py"
+CUT_PRIMARY, CLUSTER = "faults/test_partitioned_primary.py", "system/test_cluster.py"
 OF_VERSIONS = (
     "test_program_and_guard_pass_over_words_of_tomorrow",
     "test_the_guard_says_which_words_it_knows",
@@ -134,36 +137,46 @@ ROWS: tuple[Row, ...] = (
         tests=(
             f"{POLL}::test_a_holder_cut_off_from_redis_stops_when_its_belief_is_over",
             f"{GUARD}::test_a_store_that_is_away_for_long_costs_no_holder_its_lease",
+            f"{LINES}::test_whoever_is_cut_off_is_out_before_another_is_in",
+            f"{CUT_GUARDS}::test_a_guarded_holder_that_is_cut_off_goes_on",
         ),
     ),
     Row(
         number=14,
         fault="replies lost, the server has applied",
         promise="one place, one token",
-        tests=(f"{CANCEL}::test_each_reply_lost_once_takes_one_place_and_one_token",),
+        tests=(
+            f"{CANCEL}::test_each_reply_lost_once_takes_one_place_and_one_token",
+            f"{LINES}::test_lost_replies_take_one_place_and_one_token",
+        ),
     ),
     Row(
         number=15,
         fault="requests lost",
-        promise="as 14",
-        tests=("faults/test_lines.py::test_requests_that_never_arrive_take_one_place",),
+        promise="as 14; a turn that cannot be taken goes to the next one, and is not lost",
+        tests=(
+            "faults/test_lines.py::test_requests_that_never_arrive_take_one_place",
+            f"{LINES}::test_lost_requests_take_nothing_and_keep_nothing_from_others",
+        ),
     ),
     Row(
         number=16,
-        fault="connection reset in the middle of a reply",
+        fault="connection reset in the middle of a reply, or half open",
         promise="reconnects; no reply goes to another command",
         tests=(
             f"{WIRE}::test_a_broken_connection_fails_what_is_under_way_and_the_next_command_opens_another",
             "faults/test_lines.py::test_a_reset_in_the_middle_of_replies_crosses_none",
+            f"{LINES}::test_resets_and_half_open_connections_cross_no_replies",
         ),
     ),
     Row(
         number=17,
-        fault="bytes that trickle in",
+        fault="bytes that trickle in; a line that loses 30 % each way",
         promise="slower, never wrong; belief is not stretched",
         tests=(
             f"{WIRE}::test_a_reply_that_trickles_in_is_late_too",
             f"{HARD}::test_replies_that_trickle_in_do_not_stretch_belief",
+            f"{LINES}::test_a_line_that_loses_a_third_is_slower_and_never_wrong",
         ),
     ),
     Row(
@@ -273,19 +286,32 @@ ROWS: tuple[Row, ...] = (
         number=33,
         fault="failover that loses an acknowledged grant",
         promise="the holder asserts itself; nobody meets it",
-        tests=("system/test_failover.py::test_a_failover_that_forgets_a_lease_lets_nobody_meet_its_holder",),
+        tests=(
+            "system/test_failover.py::test_a_failover_that_forgets_a_lease_lets_nobody_meet_its_holder",
+            f"{CLUSTER}::test_a_killed_master_costs_no_lease_and_its_replica_hands_on",
+            f"{CLUSTER}::test_a_master_that_stands_still_is_left_for_its_heir",
+        ),
     ),
     Row(
         number=34,
-        fault="the old primary comes back with writes of its own",
-        promise="what it granted puts nobody beside another; tokens grow",
-        tests=("faults/test_hand.py::test_what_an_old_primary_granted_lets_nobody_in",),
+        fault="the old primary, alone with some clients, comes back with writes of its own",
+        promise="what it granted puts nobody beside another and keeps nobody from what is free; tokens grow",
+        tests=(
+            "faults/test_hand.py::test_what_an_old_primary_granted_lets_nobody_in",
+            f"{CUT_PRIMARY}::test_who_is_left_alone_with_the_old_primary_meets_nobody",
+            f"{CUT_PRIMARY}::test_a_primary_that_needs_its_replica_keeps_no_holder_when_it_is_cut_off",
+        ),
     ),
     Row(
         number=35,
         fault="READONLY, LOADING, MOVED and their like",
         promise="each is waited for or followed",
-        tests=("service/test_many_servers.py::test_locks_are_handed_on_in_a_cluster_also_when_the_doorbell_was_cut",),
+        tests=(
+            "service/test_many_servers.py::test_locks_are_handed_on_in_a_cluster_also_when_the_doorbell_was_cut",
+            f"{CLUSTER}::test_a_pool_that_is_moved_to_another_master_is_followed",
+            f"{CLUSTER}::test_an_unguarded_pool_loses_nothing_when_it_is_moved",
+            f"{CLUSTER}::test_a_pool_without_a_server_waits_and_says_why",
+        ),
     ),
     Row(
         number=36,
@@ -359,14 +385,27 @@ ROWS: tuple[Row, ...] = (
     Row(
         number=46,
         fault="client and daemon of different versions",
-        promise="unknown words are passed over, or refused by name",
-        tests=tuple(f"{VERSIONS}::{test}" for test in OF_VERSIONS),
+        promise="one line for programs of both; unknown words are passed over, or refused by name",
+        tests=(
+            *(f"{VERSIONS}::{test}" for test in OF_VERSIONS),
+            f"{OLDER}::test_programs_of_both_versions_stand_in_one_line",
+            f"{OLDER}::test_versions_share_a_pool_without_a_daemon",
+            f"{OLDER_COMMANDS}::test_older_commands_under_this_daemon",
+            f"{OLDER_COMMANDS}::test_these_commands_under_an_older_daemon",
+            f"{OLDER_STATE}::test_daemons_of_both_versions_follow_one_configuration",
+        ),
     ),
     Row(
         number=47,
-        fault="daemons restarted one by one under load",
-        promise="nobody loses a lease",
-        tests=("system/test_run_survives.py::test_a_run_and_its_waiter_survive_a_killed_daemon",),
+        fault="daemons replaced by another version under load, forth and back",
+        promise="nobody loses a lease; what one has written the next one reads",
+        tests=(
+            "system/test_run_survives.py::test_a_run_and_its_waiter_survive_a_killed_daemon",
+            f"{OLDER}::test_daemons_of_both_versions_replace_each_other_under_load",
+            f"{OLDER_STATE}::test_a_daemon_goes_on_where_one_of_the_other_version_has_stopped",
+            f"{OLDER_STATE}::test_leases_that_an_earlier_version_has_left_out_are_kept",
+            f"{OLDER_STATE}::test_a_file_that_cannot_be_read_names_not_all",
+        ),
     ),
     Row(
         number=48,
@@ -529,9 +568,13 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         number=71,
-        fault="daemon cut off from its store",
-        promise="holders go on, nobody new begins; limits that passed act when the line is back",
-        tests=("faults/test_lines.py::test_a_daemon_that_is_cut_off_lets_nobody_new_in",),
+        fault="daemon cut off from its store, alone or with its holders",
+        promise="holders go on, nobody begins beside them; limits that passed act when the line is back",
+        tests=(
+            "faults/test_lines.py::test_a_daemon_that_is_cut_off_lets_nobody_new_in",
+            f"{CUT_GUARDS}::test_a_guard_that_is_cut_off_is_asked_and_limits_act_when_it_is_back",
+            f"{CUT_GUARDS}::test_nobody_begins_beside_a_holder_whose_guard_is_cut_off_with_it",
+        ),
     ),
     Row(
         number=72,

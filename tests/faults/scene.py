@@ -77,10 +77,10 @@ class Scene:
             await noted(worker, "ready")
         return started
 
-    async def stands_in_line(self, worker: Started, key: str = "0") -> None:
+    async def stands_in_line(self, worker: Started, key: str = "0", **wish: Any) -> None:
         """Let it ask, and return once it waits."""
-        before, again = self.picture.queued, asks_again(worker, key)
-        worker.tell("ask", key)
+        before, again = self.picture.queued, asks_again(worker, key, **wish)
+        worker.tell("ask", key, **wish)
         await until(lambda: again() or self.picture.queued > before)
 
     async def ends(self, worker: Started, key: str = "0") -> None:
@@ -106,7 +106,7 @@ def was_late(note: Note) -> bool:
     return note.what == "refused" and "gave no answer within" in note.text
 
 
-def asks_again(worker: Started, key: str) -> Callable[[], bool]:
+def asks_again(worker: Started, key: str, **wish: Any) -> Callable[[], bool]:
     """To be called while a first request is waited for: asks once more where the store stood still just then."""
 
     def count() -> int:
@@ -118,16 +118,16 @@ def asks_again(worker: Started, key: str) -> Callable[[], bool]:
         nonlocal told
         if count() > told:
             told += 1
-            worker.tell("ask", key)
+            worker.tell("ask", key, **wish)
         return False
 
     return look
 
 
-async def holds(worker: Started, key: str = "0") -> int:
+async def holds(worker: Started, key: str = "0", **wish: Any) -> int:
     """Let it ask, and return its token once its body is on the card."""
-    again = asks_again(worker, key)
-    worker.tell("ask", key)
+    again = asks_again(worker, key, **wish)
+    worker.tell("ask", key, **wish)
     with contextlib.suppress(AssertionError):  # `noted` says what is wrong
         await until(lambda: again() or worker.find("use", key))
     return int((await noted(worker, "use", key, 1.0)).token)

@@ -61,6 +61,21 @@ def asked_as(uid: int, daemon: Daemon, method: str, path: str, body: str) -> tup
     return status, said
 
 
+@ROOT_ONLY
+def test_nobody_joins_the_lease_of_another_user() -> None:
+    """Its id and token are told to all who may read; without a guard there is nobody else who looks at who joins."""
+    with one_daemon(config=CALM | {"gpus": {"guard": False}}, simulate=1) as daemon:
+        for folder in (daemon.runtime.parent, daemon.runtime):
+            folder.chmod(0o755)
+        status, held = asked_as(os.getuid(), daemon, "POST", "/api/v1/leases", '{"ttl": "5m"}')
+        assert (status, held["state"]) == (200, "granted")
+        joins = json.dumps({"ttl": "1m", "inside": [held["lease"], held["token"]]})
+        status, refused = asked_as(STRANGER, daemon, "POST", "/api/v1/leases", joins)
+        assert (status, refused["kind"]) == (403, "forbidden")
+        status, joined = asked_as(os.getuid(), daemon, "POST", "/api/v1/leases", joins)
+        assert (status, joined["state"], joined["token"]) == (200, "granted", held["token"])
+
+
 def test_what_a_message_says_of_its_sender_counts_for_nothing(daemon: Daemon) -> None:
     """A pid in a message would be a pid that the guard ends; so the process that is recorded is the one that spoke."""
     with socket.socket(socket.AF_UNIX) as liar:

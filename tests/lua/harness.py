@@ -194,7 +194,7 @@ SHAPES: dict[Any, tuple[str, ...]] = {
     a.Stale: ("stale", "token"),
     a.Lapsed: ("lapsed",),
     a.Frozen: ("frozen", "remaining_ms", "why"),
-    a.Alive: ("alive", "listeners", "has", "lost", "stops"),
+    a.Alive: ("alive", "listeners", "has", "lost", "rung", "stops"),
     a.Opened: ("opened", "how", "refused"),
     a.Elsewhere: ("elsewhere", "boot_id"),
     a.Offered: ("offered", "how", "frozen_ms"),
@@ -220,7 +220,7 @@ def said(answer: Any) -> Said:
 def _unordered(name: str, value: Any) -> Any:
     if name == "gpus":
         return frozenset(gpu.key for gpu in value)
-    return frozenset(value) if name in ("has", "lost", "stops") else value
+    return frozenset(value) if name in ("has", "lost", "stops", "rung") else value
 
 
 STATE = ("last_ms", "clock_ms", "stamp", "seq", "due_ms")

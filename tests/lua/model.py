@@ -654,7 +654,7 @@ class Pool:
             elif not self.frozen_until:
                 lost.add((id, self.tombs.get(id, "overruled")))
         listeners = self._ring(session, f"echo {echo} " + " ".join(sorted(f"{i}:{n}:{s}" for i, n, s in has)))
-        return ("alive", int(listeners), frozenset(has), frozenset(lost), frozenset(stops))
+        return ("alive", int(listeners), frozenset(has), frozenset(lost), frozenset(), frozenset(stops))
 
     def progress(self, session: str, id: str, token: int) -> Said:
         """Say how far the work is."""

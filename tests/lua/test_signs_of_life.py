@@ -73,5 +73,7 @@ def test_a_keepalive_tells_who_is_asked_to_stop(two_cards: Both) -> None:
     assert [both.keepalive(session)[-1] for session in "ab"] == [frozenset(), frozenset()]
     both.reach("held", both.token("held"), "warning")
     assert [both.keepalive(session)[-1] for session in "ab"] == [frozenset(), frozenset()]
+    both.reach("held", both.token("held"), "soft")
+    assert [both.keepalive(session)[-1] for session in "ab"] == [frozenset(), frozenset()]
     both.reach("held", both.token("held"), "operator", stop=True)
     assert [both.keepalive(session)[-1] for session in "ab"] == [frozenset({"held"}), frozenset({"joined"})]

@@ -57,6 +57,19 @@ def test_a_thread_that_asks_for_more_is_told_the_one_call(server: Server, pool: 
                     pass
 
 
+def test_the_call_that_is_advised_can_be_granted(server: Server, pool: str) -> None:
+    """One GPU and two more are three; the pool has two, of which the outer call takes both and the inner joins them."""
+    offer(server, pool, simulated(2))
+    with client_here(server.url, pool):
+        with gpu_lock():
+            with pytest.raises(WouldDeadlock) as told:
+                with gpu_lock(count=2):
+                    pass
+        assert str(told.value).endswith("ask for all of it in the outer call, gpu_lock(count=2)")
+        with gpu_lock(count=2), gpu_lock(count=2) as both:
+            assert len(both.gpus) == 2
+
+
 async def test_a_second_acquire_is_told_to_use_the_first(server: Server, pool: str) -> None:
     """One GPU more is no cure for who needs none, and a pool of one has no second."""
     offer(server, pool, simulated(1))

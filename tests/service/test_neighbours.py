@@ -10,6 +10,7 @@ import pytest
 
 from gpulockd.daemon import neighbours
 from gpulockd.errors import ConfigError
+from tests.pools import daemon_here
 
 CLAIMS = """
 import sys, time
@@ -31,5 +32,6 @@ def test_a_real_card_is_offered_by_one_daemon_of_the_host_whatever_store_it_has(
                 neighbours.claim([uuid])
         finally:
             other.kill()
-    neighbours.claim([uuid])
-    neighbours.claim([uuid])
+    with daemon_here():
+        neighbours.claim([uuid])
+        neighbours.claim([uuid])

@@ -25,7 +25,7 @@ from gpulockd.hardware.processes.watch import Watch
 from gpulockd.hardware.simulated import SimulatedCards
 from gpulockd.model import Gpu
 from gpulockd.settings import SessionBlock, Settings
-from tests.pools import CALM, client_here, offer, simulated, snapshot
+from tests.pools import CALM, client_here, daemon_here, offer, simulated, snapshot
 from tests.servers import Server, wipe
 from tests.states import until
 
@@ -54,7 +54,7 @@ async def test_real_cards_wait_for_programs_in_another_pool_of_this_host(server:
     """`serve --pool a` beside programs in `default` would give GPU 0 twice."""
     other = f"{pool}-other"
     offer(server, pool, simulated(2))
-    with client_here(server.url, pool):
+    with client_here(server.url, pool), daemon_here():
         holding = await gpu_lock("gpu_lock:0").acquire()
         with redis.Redis.from_url(server.url) as raw:
             raw.sadd("gpulockd:{fleet}:pools", pool)

@@ -11,7 +11,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from gpulockd.ledger import verbs
 from gpulockd.ledger.keys import PoolKeys
 from gpulockd.ledger.store import BlockingStore
 from gpulockd.model import Snapshot
-from tests.daemons import READY_WITHIN_S, ROOT, STOPPED_WITHIN_S, start_daemon
+from tests.daemons import READY_WITHIN_S, ROOT, end, start_daemon
 from tests.servers import Server
 from tests.states import until_blocking
 
@@ -220,13 +219,7 @@ def open_shop(broker: Server) -> Iterator[Shop]:
         shop.sent.clear()
     finally:
         os.environ.pop("CELERY_BROKER", None)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOPPED_WITHIN_S)
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        end(process)
         _end_store(folder)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -21,6 +21,12 @@ async def test_a_drained_gpu_takes_nobody_until_it_is_resumed() -> None:
         assert ran.stdout.strip() == gpus[1]["uuid"]
         busy = call(daemon, "run", "-q", "--no-wait", "--gpu", "0", "--", "true")
         assert busy.returncode == 75
+        assert "GPU 0 is drained ('gpulockd gpu resume 0' ends that)" in busy.stderr
+        assert "hint:" not in busy.stderr  # no waiting helps
+        late = call(daemon, "run", "-q", "--wait", "100ms", "--gpu", "0", "--", "true")
+        assert late.returncode == 124
+        assert "'gpulockd gpu resume 0' ends that" in late.stderr
+        assert "wait longer" not in late.stderr
         said = call(daemon, "gpu", "resume", gpus[0]["uuid"], "--json")
         assert json.loads(said.stdout) == {"key": "gpu_lock:0", "state": "ready", "was": "drained"}
         assert call(daemon, "run", "-q", "--no-wait", "--gpu", "0", "--", "true").returncode == OK

@@ -47,6 +47,13 @@ async def queued(daemon: Daemon, count: int) -> None:
     await until(lambda: len(ask(daemon, "queue")) >= count)
 
 
+def is_granted(daemon: Daemon) -> bool:
+    """Whether a lease stands in the ledger, daemon or not."""
+    with store_of(daemon) as store:
+        cores = [store.hget(name, "core") or b"" for name in store.keys("gpulockd:*:ticket:*")]
+    return any(core.startswith(b"held ") for core in cores)
+
+
 async def follows(first: Holder, second: Holder, within_s: float = SOON_S) -> float:
     """How long it takes until the second is in (in seconds)."""
     began = time.monotonic()
@@ -201,6 +208,32 @@ async def test_a_daemon_that_was_killed_knows_whom_it_has_let_in(tmp_path: Path)
                     first.process.wait()
                     async with running_daemon(config=PATIENT, base=base):
                         await second.is_in(SOON_S)
+
+
+@pytest.mark.parametrize("it_dies", ["before the daemon is back", "after that", "and its pid is a stranger's"])
+async def test_who_was_granted_without_the_daemon_and_dies_keeps_nobody_waiting(tmp_path: Path, it_dies: str) -> None:
+    """It never spoke to a guard: only the ledger knows whose lease that is."""
+    async with daemon_folder() as base:
+        async with running_daemon(config=PATIENT, base=base) as daemon:
+            await daemon.kill()
+        with holders(tmp_path / "h", daemon) as start:
+            dead, stranger = start.start("dead"), None
+            await until(lambda: is_granted(daemon))
+            dead.send(signal.SIGSTOP if it_dies == "after that" else signal.SIGKILL)
+            if it_dies.startswith("and"):
+                dead.process.wait()
+                stranger = with_pid(dead.process.pid)
+            try:
+                async with running_daemon(config=PATIENT, base=base):
+                    if it_dies == "after that":
+                        await anyio.sleep(0.5)  # a new daemon looks into the ledger soon
+                        dead.send(signal.SIGKILL)
+                    await start.start("next").is_in(SOON_S)
+                    assert stranger is None or stranger.poll() is None
+            finally:
+                if stranger is not None:
+                    stranger.kill()
+                    stranger.wait()
 
 
 async def test_the_store_is_emptied_while_the_daemon_is_down(tmp_path: Path) -> None:
@@ -475,8 +508,6 @@ async def test_programs_that_held_before_the_guard_came_are_taken_over(tmp_path:
 
 async def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
     """A stranger that got a dead holder's number while the daemon was down must not even notice."""
-    if os.getuid() != 0:
-        pytest.skip("needs root to choose the next pid")
     async with daemon_folder() as base:
         async with running_daemon(config=PATIENT, base=base) as daemon:
             with holders(tmp_path / "h", daemon) as start:
@@ -487,7 +518,7 @@ async def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
                 await daemon.kill()
                 first.send(signal.SIGKILL)
                 first.process.wait()
-                stranger = _with_pid(first.process.pid)
+                stranger = with_pid(first.process.pid)
                 try:
                     async with running_daemon(config=PATIENT, base=base):
                         await second.is_in(SOON_S)
@@ -498,8 +529,10 @@ async def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
                     stranger.wait()
 
 
-def _with_pid(pid: int) -> subprocess.Popen[bytes]:
+def with_pid(pid: int) -> subprocess.Popen[bytes]:
     """A process that has this very number."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to choose the next pid")
     for _ in range(200):
         with suppress(OSError):
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))

@@ -8,9 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.daemons import Daemon, eventually, running_daemon
+from tests.daemons import Daemon, daemon_folder, eventually, running_daemon
+from tests.states import until
 from tests.system.commands import call
 from tests.system.holders import INSIDE, holders
+from tests.system.test_guard import is_granted
 
 CONFIG = {"session": {"ttl": 10, "keepalive": 1, "rpc_deadline": 1, "margin": 0.5, "claim_window": 2}}
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="needs root for a pid namespace of its own")
@@ -47,6 +49,28 @@ async def test_the_guard_tells_the_hosts_pid_of_who_holds_and_who_waits_in_a_con
                 await eventually(is_seen, 30)
             (child,) = psutil.Process(first.process.pid).children()
             assert f"{child.pid} " in call(daemon, "status").stdout
+
+
+@ROOT_ONLY
+async def test_a_containers_process_that_only_the_ledger_knows_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Nobody has its number here, or a stranger, while it lives and holds."""
+    config = CONFIG | {"session": CONFIG["session"] | {"ttl": 60}}
+    async with daemon_folder() as base:
+        async with running_daemon(config=config, base=base) as daemon:
+            await daemon.kill()
+        with holders(tmp_path / "h", daemon) as start:
+            first = start.start("first", prefix=INSIDE)
+            await until(lambda: is_granted(daemon))
+            (child,) = psutil.Process(first.process.pid).children()
+            child.suspend()  # or it would name itself to the guard
+            async with running_daemon(config=config, base=base) as again:
+                lease = await only(again, "leases")
+                assert lease["pid_seen"] is False
+                second = start.start("second")
+                await only(again, "queue")
+                child.resume()
+                assert await first.is_in() == lease["token"]
+                assert second.said("in") is None
 
 
 @ROOT_ONLY

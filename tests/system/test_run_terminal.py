@@ -96,16 +96,21 @@ def test_ctrl_c_is_the_commands_own_once_and_its_exit_code_too(shell: Shell, dae
     assert shell.code() == "41"
 
 
-def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
-    """Job control works as without us."""
-    shell.type(f"{RUN} -- sleep 6\n")
-    shell.see("got GPU 0")
+def is_stopped_and_goes_on(shell: Shell) -> None:
+    """Stop the run with Ctrl-Z, and let it go on to its end."""
     shell.type("\x1a")
     shell.see("the GPU stays taken until the hard limit")
     shell.see("Stopped")
     shell.type("fg\n")
     shell.see("released GPU 0")
     assert shell.code() == "0"
+
+
+def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(shell: Shell) -> None:
+    """Job control works as without us."""
+    shell.type(f"{RUN} -- sleep 6\n")
+    shell.see("got GPU 0")
+    is_stopped_and_goes_on(shell)
 
 
 SLOW_TO_BEGIN = """
@@ -127,12 +132,7 @@ def test_ctrl_z_before_the_command_has_begun_gives_the_shell_back_too(shell: She
     (tmp_path / "slow.py").write_text(SLOW_TO_BEGIN)
     shell.type(f"{sys.executable} {tmp_path}/slow.py run -- sleep 3\n")
     shell.see("almost")
-    shell.type("\x1a")
-    shell.see("the GPU stays taken until the hard limit")
-    shell.see("Stopped")
-    shell.type("fg\n")
-    shell.see("released GPU 0")
-    assert shell.code() == "0"
+    is_stopped_and_goes_on(shell)
 
 
 def test_a_wait_is_one_line_refreshed_in_place_and_ctrl_c_leaves_it(shell: Shell, daemon: Daemon) -> None:

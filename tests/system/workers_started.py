@@ -44,7 +44,8 @@ class Started:
         self._offset = 0
         self._notes: list[Note] = []
         self._errors = crew.folder / f"{name}.err"
-        command = [sys.executable, "-W", "error", "-m", "tests.system.workers", role, str(crew.folder), name]
+        command = [*crew.prefix, sys.executable, "-W", "error", "-m", "tests.system.workers", role]
+        command += [str(crew.folder), name]
         command += [str(crew.random.randrange(1 << 30)), json.dumps(arguments)]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -155,7 +156,10 @@ class Started:
 
 
 class Crew:
-    """The workers of one test; their seed is printed, and GPULOCKD_SEED repeats it."""
+    """The workers of one test; their seed is printed, and GPULOCKD_SEED repeats it. `prefix` is put before the commands
+    of those that are started from now on."""
+
+    prefix: tuple[str, ...] = ()
 
     def __init__(
         self, folder: Path, url: str, pool: str, session: SessionBlock = QUICK, **more_environment: str

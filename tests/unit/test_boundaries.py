@@ -85,7 +85,7 @@ def test_a_size_that_no_float_holds_is_refused_as_others_are() -> None:
     """JSON may say a number of 400 digits."""
     with pytest.raises(ImpossibleRequest):
         parse_memory_mib(10**400, "memory")
-    assert parse_memory_mib(1, "memory") == MEMORY_STEP_MIB == 256
+    assert parse_memory_mib("1MiB", "memory") == MEMORY_STEP_MIB == 256
 
 
 def test_a_rate_that_is_as_before_takes_nothing_back() -> None:

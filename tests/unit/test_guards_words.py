@@ -26,12 +26,13 @@ from gpulockd.daemon.fence import Lease, Party
 from gpulockd.hardware.processes.identity import identify
 from gpulockd.ledger.verbs import Terms
 from gpulockd.model import Job, PoolClock, Wants
-from gpulockd.settings import QueueBlock, SettleBlock
+from gpulockd.settings import QueueBlock, SessionBlock, SettleBlock
 from tests.pools import CALM, QUICK
 from tests.states import until
 from tests.unit.test_guarding import guard_in
 
 ZERO = ("gpu_lock:0",)
+GUARDED = PoolClock(epoch="e", version=0, ttl_ms=20_000, step_ms=3_000, keepalive_ms=5_000, guarded=True)
 
 
 def ms(at_s: float) -> int:
@@ -159,12 +160,23 @@ async def door_in(folder: Path) -> AsyncIterator[Door]:
         await until(lambda: not door.connections)
 
 
+def session_in(folder: Path, times: SessionBlock) -> Session:
+    """A session before the guard's socket in `folder`; it has no store."""
+    terms = Terms.of(times, QueueBlock(), SettleBlock())
+    return Session("unix:///nowhere", "here", times, terms, socket=str(folder / "api.sock"))
+
+
+def ticket_of(session: Session, id: str, loop: asyncio.AbstractEventLoop | None = None) -> Entry:
+    """A ticket of the session that has not been granted, of this loop if no other is named."""
+    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, loop or asyncio.get_running_loop(), id)
+    session.table.add(entry)
+    return entry
+
+
 async def test_a_late_loss_ends_no_later_grant_of_its_ticket(tmp_path: Path) -> None:
     """The claim of before has lapsed and was told lost; the ticket holds by its next grant by now."""
-    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
-    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
-    session.table.add(entry)
+    session = session_in(tmp_path, CALM)
+    entry = ticket_of(session, "t1")
     async with door_in(tmp_path) as door:
         link = GuardLink(session)
         await asyncio.wait_for(link.admit(entry, 9, ZERO), 20)
@@ -182,10 +194,8 @@ async def test_a_late_loss_ends_no_later_grant_of_its_ticket(tmp_path: Path) -> 
 
 async def test_a_yes_that_was_taken_back_in_the_same_breath_lets_nobody_in(tmp_path: Path) -> None:
     """Both lines are read before the task that waits for the yes is awake; its gpu is the next one's by then."""
-    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
-    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
-    session.table.add(entry)
+    session = session_in(tmp_path, CALM)
+    entry = ticket_of(session, "t1")
     async with door_in(tmp_path) as door:
         link = GuardLink(session)
         await asyncio.wait_for(link.admit(entry, 8, ZERO), 20)
@@ -199,10 +209,8 @@ async def test_a_yes_that_was_taken_back_in_the_same_breath_lets_nobody_in(tmp_p
 
 async def test_a_loss_told_instead_of_a_yes_cancels_nobody(tmp_path: Path) -> None:
     """A guard that begins anew tells what is over while it is asked; to be cancelled would end the program."""
-    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
-    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
-    session.table.add(entry)
+    session = session_in(tmp_path, CALM)
+    entry = ticket_of(session, "t1")
     async with door_in(tmp_path) as door:
         door.is_silent = True
         link = GuardLink(session)
@@ -217,15 +225,9 @@ async def test_a_loss_told_instead_of_a_yes_cancels_nobody(tmp_path: Path) -> No
 
 async def test_another_loops_link_answers_for_nobody(tmp_path: Path) -> None:
     """The guard tells each connection of a session; only the loop that asked knows whether its body has begun."""
-    terms = Terms.of(CALM, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", CALM, terms, socket=str(tmp_path / "api.sock"))
-    here, elsewhere = asyncio.get_running_loop(), asyncio.new_event_loop()
-    mine, others = (
-        Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, loop, id)
-        for loop, id in ((here, "mine"), (elsewhere, "others"))
-    )
-    session.table.add(mine)
-    session.table.add(others)
+    session, elsewhere = session_in(tmp_path, CALM), asyncio.new_event_loop()
+    mine = ticket_of(session, "mine")
+    ticket_of(session, "others", elsewhere)
     async with door_in(tmp_path) as door:
         link = GuardLink(session)
         await asyncio.wait_for(link.admit(mine, 8, ZERO), 20)
@@ -239,10 +241,8 @@ async def test_another_loops_link_answers_for_nobody(tmp_path: Path) -> None:
 
 async def test_a_guard_that_has_not_answered_is_told_later_which_sessions_have_ended(tmp_path: Path) -> None:
     """It may have taken a grant that nobody read from the ledger: it keeps its gpu until this process says a word."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
-    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
-    session.table.add(entry)
+    session = session_in(tmp_path, QUICK)
+    entry = ticket_of(session, "t1")
     async with door_in(tmp_path) as door:
         door.greets_nobody = True
         link = GuardLink(session)
@@ -253,7 +253,7 @@ async def test_a_guard_that_has_not_answered_is_told_later_which_sessions_have_e
         link.leave(entry)
         session.table.remove(entry)
         door.greets_nobody = False
-        session.clock = PoolClock(epoch="e", version=0, ttl_ms=20_000, step_ms=3_000, keepalive_ms=5_000, guarded=True)
+        session.clock = GUARDED
         link.look()
         await until(lambda: door.heard[-1].get("was") == [ended])
         link.close()
@@ -261,11 +261,9 @@ async def test_a_guard_that_has_not_answered_is_told_later_which_sessions_have_e
 
 async def test_a_doorbell_that_is_heard_late_takes_no_answer_from_a_grant_that_waits(tmp_path: Path) -> None:
     """The claim has lapsed, a poll was granted the gpu under a later token; the old ring was read only now."""
-    terms = Terms.of(QUICK, QueueBlock(), SettleBlock())
-    session = Session("unix:///nowhere", "here", QUICK, terms, socket=str(tmp_path / "api.sock"))
-    session.clock = PoolClock(epoch="e", version=0, ttl_ms=20_000, step_ms=3_000, keepalive_ms=5_000, guarded=True)
-    entry = Entry(Ask(Wants(), 0, Job(task="test"), 1_000), session.id, asyncio.get_running_loop(), "t1")
-    session.table.add(entry)
+    session = session_in(tmp_path, QUICK)
+    session.clock = GUARDED
+    entry = ticket_of(session, "t1")
     async with door_in(tmp_path) as door:
         door.is_silent = True
         line = Line(session, Keeper(session))

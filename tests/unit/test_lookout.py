@@ -15,13 +15,11 @@ import anyio
 from gpulockd.daemon.admission import Admit, LeaseWords
 from gpulockd.daemon.callers import Caller
 from gpulockd.daemon.guarding import Guard
-from gpulockd.daemon.journal import Journal
 from gpulockd.daemon.lookout import Lookout
 from gpulockd.hardware.processes.births import Births
-from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process, identify
-from gpulockd.hardware.processes.watch import Watch
 from tests.states import until
+from tests.unit.test_guarding import guard_in
 
 HOLDER = """
 import subprocess, sys
@@ -29,16 +27,6 @@ for line in sys.stdin:
     print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
 """
 TAG = "GPULOCKD_LEASE"
-
-
-@contextmanager
-def guard_in(folder: Path) -> Iterator[Guard]:
-    """A guard with a record of its own."""
-    journal = Journal(str(folder / "guard.log"), "boot")
-    fence, _ = journal.load()
-    with Watch() as watch, Runs() as runs:
-        yield Guard(fence, journal, runs, watch)
-    journal.close()
 
 
 @contextmanager

@@ -33,3 +33,14 @@ def test_a_text_of_digits_costs_nothing() -> None:
     with pytest.raises(ImpossibleRequest):
         parse_memory_mib("1" * 1_000_000)
     assert time.process_time() - began < 1.0
+
+
+def test_a_few_mib_must_be_said_with_their_unit() -> None:
+    """Who writes memory=8 means 8 GiB, and would share the card with everybody."""
+    assert parse_memory_mib("8MiB") == parse_memory_mib(64) == parse_memory_mib("64") == 256
+    assert parse_memory_mib(8192) == parse_memory_mib("8GiB") == 8192
+    for said in (8, "8", 0.5, " 63 "):
+        with pytest.raises(ImpossibleRequest, match=r"memory=.* means [\d.]+ MiB; write '[\d.]+GiB'"):
+            parse_memory_mib(said)
+    with pytest.raises(ImpossibleRequest, match="--memory 8 means 8 MiB; write '8GiB'"):
+        parse_memory_mib("8", "--memory")

@@ -5,7 +5,8 @@
 -- KEYS[1]  the pool's `meta`
 -- ARGV[1]  session    ARGV[2] number of this echo    ARGV[3...] lease id, token: leases the process believes to hold
 -- returns  {'alive', ..., listeners, {id, token, state, ...}, {id, reason, ...} of those it no longer holds,
---          {id, ...} of those that are asked to stop} | {'no_session'} | {'unopened'}
+--          {id, ...} of those that are asked to stop, {id, ...} of those that are if a ring has said so: a daemon of an
+--          earlier version writes down no more} | {'no_session'} | {'unopened'}
 local session = ARGV[1]
 local refusal = begin(session)
 if refusal then return refuse(refusal) end
@@ -28,7 +29,7 @@ if waiting[1] and not queue.has(waiting[1]) then
   placing.place()
 end
 
-local lost, stops = {}, {}
+local lost, stops, rung = {}, {}, {}
 for i = 3, #ARGV, 2 do
   local t = tickets.get(ARGV[i])
   local stands = t and t.session == session and text(t.token) == ARGV[i + 1]
@@ -36,11 +37,12 @@ for i = 3, #ARGV, 2 do
     -- Only its own words count for a task that reports by itself.
     local lease = t.state == 'member' and tickets.get(t.of) or t
     if not string.find(lease.job, '"heartbeat":"manual"', 1, true) then tickets.renew(t) end
-    if lease.stop then stops[#stops + 1] = t.id end
+    if lease.stop or lease.asked then stops[#stops + 1] = t.id
+    elseif lease.level == 'soft' and not lease.unrung then rung[#rung + 1] = t.id end
   else
     local buried = redis.call('GET', names.base .. 'done:' .. ARGV[i])
     if buried or not books.frozen() then lost[#lost + 1], lost[#lost + 2] = ARGV[i], buried or 'overruled' end
   end
 end
 local listeners = books.ring(session, 'echo ' .. ARGV[2] .. ' ' .. table.concat(words, ' '))
-return books.answer('alive', text(listeners), has, lost, stops)
+return books.answer('alive', text(listeners), has, lost, stops, rung)

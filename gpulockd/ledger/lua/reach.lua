@@ -36,6 +36,8 @@ if stop then
     rung[#rung + 1] = tickets.get(member)
   end
   for _, one in ipairs(rung) do books.ring(one.session, 'stop ' .. one.id) end
+elseif level == 'soft' and not t.unrung then
+  tickets.mark(t, 'unrung', '1')   -- an earlier version asks by a ring alone: here is none to believe
 end
 if not new then return books.answer('noted', before) end
 local mark = level == 'silent' and 'missed_ms' or level == 'operator' and 'asked' or 'level'

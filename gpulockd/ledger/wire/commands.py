@@ -19,8 +19,8 @@ class Commands(Protocol):
     async def run(self, words: tuple[Any, ...]) -> Any:
         """Send a command and return its reply."""
 
-    async def load(self, library: str) -> None:
-        """Give the server a library of functions."""
+    async def load(self, library: str, words: tuple[Any, ...]) -> None:
+        """Give the server to which `words` go a library of functions."""
 
     async def info(self, section: str) -> dict[str, Any]:
         """What the server says of itself."""
@@ -49,19 +49,22 @@ class WireCommands:
         wire = self._wire
         return wire.send(words) if wire is not None and wire.why is None else None
 
-    async def run(self, words: tuple[Any, ...]) -> Any:
+    async def run(self, words: tuple[Any, ...], *, asking: bool = False) -> Any:
         """Send a command and return its reply.
 
+        :param asking: for keys that are just being moved to this server of a cluster
         :raises Refused: if the server answered with an error
         :raises OSError: if it cannot be reached, or the connection broke before the reply came
         """
-        begun = self.begin(words)
+        begun = self.begin(words) if not asking else None
         if begun is not None:
             return await begun
         wire: Wire | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
                 wire = await self._connected()
+                if asking:
+                    wire.send(("ASKING",))  # counts for the very next command of this connection
                 return await wire.send(words)
         except TimeoutError:
             late = Late(f"gave no answer within {self._deadline_s:g} s")
@@ -69,15 +72,13 @@ class WireCommands:
                 wire.abort(late)
             raise late from None
 
-    async def load(self, library: str) -> None:
+    async def load(self, library: str, words: tuple[Any, ...]) -> None:
         """Give the server a library of functions."""
         await self.run(("FUNCTION", "LOAD", "REPLACE", library))
 
     async def info(self, section: str) -> dict[str, Any]:
         """What the server says of itself, as text."""
-        reply: bytes = await self.run(("INFO", section))
-        rows = (row.partition(":") for row in reply.decode("utf-8", "replace").splitlines())
-        return {name: value for name, colon, value in rows if colon}
+        return read_info(await self.run(("INFO", section)))
 
     def descriptors(self) -> list[int]:
         """The descriptors of its open sockets."""
@@ -106,3 +107,9 @@ class WireCommands:
             finally:
                 self._dialled = None
             return wire
+
+
+def read_info(said: bytes) -> dict[str, Any]:
+    """What a server says of itself, as text."""
+    rows = (row.partition(":") for row in said.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in rows if colon}

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import hiredis
 
-from gpulockd.ledger.wire.trouble import Broken, Late, Refused
+from gpulockd.ledger.wire.trouble import Broken, Late, Moved, Refused
 
 BUFFER_BYTES = 16384
 MESSAGES = (b"message", b"smessage")
@@ -133,6 +133,9 @@ class Wire(asyncio.BufferedProtocol):
     def _take(self, reply: Reply) -> None:
         if self._heard is not None and isinstance(reply, list) and reply[0] in MESSAGES:
             self._heard(reply[2])
+            return
+        if isinstance(reply, list) and reply[0] == b"sunsubscribe":
+            self.abort(Moved("another server of the cluster has its keys now"))
             return
         if not self._line:
             self.abort(Broken(f"it said what nobody had asked for: {str(reply)[:100]}"))

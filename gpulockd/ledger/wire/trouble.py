@@ -20,5 +20,9 @@ class Broken(ConnectionError):
     """The connection ended; whether the server ran what was sent is not known."""
 
 
+class Moved(Broken):
+    """Another server of the cluster has the keys now."""
+
+
 class Late(Broken):
     """No answer within the deadline, and the connection was given up."""

@@ -11,7 +11,6 @@ from gpulockd.daemon import guarding
 from gpulockd.daemon.fence import Fence, Lease
 from gpulockd.daemon.journal import Line, _checked, _row, _take
 from gpulockd.hardware.processes.identity import Process
-from tests.faults.simulator.site import Site
 from tests.faults.simulator.world import World
 
 if TYPE_CHECKING:
@@ -75,12 +74,8 @@ class Watched:
 
 
 @contextmanager
-def in_virtual_time(world: World, sites: list[Site]) -> Iterator[None]:
-    """Let the product's guard live by this world's clock, and know its processes."""
-
-    def identify(pid: int) -> Process | None:
-        known = [p for site in sites for p in site.processes.values() if p.pid == pid and site.client_of(p)]
-        return known[0] if known else None
+def in_virtual_time(world: World) -> Iterator[None]:
+    """Let the product's guard live by this world's clock."""
 
     def clock() -> float:
         return world.acting.clock()
@@ -89,7 +84,6 @@ def in_virtual_time(world: World, sites: list[Site]) -> Iterator[None]:
     loop = SimpleNamespace(call_soon=lambda call, *args: world.after(0.0, call, *args))
     instead: dict[str, Any] = {
         "boottime_s": clock,
-        "identify": identify,
         "_log": silent,
         "asyncio": SimpleNamespace(get_running_loop=lambda: loop),
     }

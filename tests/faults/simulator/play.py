@@ -51,7 +51,7 @@ def play(seed: int, bug: str = "", *, rates: float | None = None) -> Outcome:
     world = World(seed, bug)
     ground = _ground(world, rates)
     rounds = [client.rounds for site in ground.sites for client in site.clients.values()]
-    with in_virtual_time(world, ground.sites):
+    with in_virtual_time(world):
         nemesis = Nemesis(world, ground.store, ground.sites, may_jump=ground.may_jump)
         for site in ground.sites:
             if site.is_guarded:
