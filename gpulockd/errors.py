@@ -67,6 +67,7 @@ class ConfigError(GpuLockError, ValueError):
 
     path: str = ""
     involved: tuple[str, ...] = ()
+    cure: str = ""
 
 
 class Unvalidated(GpuLockError):

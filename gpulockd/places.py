@@ -26,8 +26,8 @@ SYSTEM_RUNTIME = "/run/gpulockd"
 LONGEST_SOCKET_PATH = 100
 """The kernel takes 107 bytes; the rest is room for the temporary names that servers bind first."""
 
-_TAKEN = (0, errno.EAGAIN)
-_CLOSED = (errno.EACCES, errno.EPERM)
+_TAKEN = frozenset({0, errno.EAGAIN})
+_CLOSED = frozenset({errno.EACCES, errno.EPERM})
 
 
 def check_socket_path(path: str) -> str:
@@ -102,10 +102,13 @@ def find_runtime(environ: Mapping[str, str] | None = None, uid: int | None = Non
 def is_answered(folder: str, api_socket: str) -> bool:
     """Whether a daemon listens in `folder`, or its store while it is away; true as well where this user may not knock.
 
-    A store that is closed to this user is no sign: the kernel says the same of one that nobody listens on.
+    A closed store is no sign: the kernel says the same of one that nobody listens on. Nor is a closed door beside one
+    that is open to this user and has nobody behind it: both are one daemon's.
     """
-    doors = (api_socket, os.path.join(folder, GUARD_SOCKET))
-    return any(knock(door) in _TAKEN + _CLOSED for door in doors) or knock(os.path.join(folder, STORE_SOCKET)) in _TAKEN
+    doors = {knock(api_socket), knock(os.path.join(folder, GUARD_SOCKET))}
+    if errno.ECONNREFUSED not in doors and not doors.isdisjoint(_CLOSED):
+        return True
+    return not doors.isdisjoint(_TAKEN) or knock(os.path.join(folder, STORE_SOCKET)) in _TAKEN
 
 
 def knock(path: str) -> int:
@@ -144,7 +147,8 @@ def let_in(path: str) -> str:
     if found is None or not found.st_mode & needed or found.st_gid == 0:
         return ways
     group = _name("grp", found.st_gid)
-    return f"{ways}, or join the group {group} (usermod -aG {group} USER, then log in again; docker: --group-add)"
+    joining = f"usermod -aG {group} USER, then log in again; docker: --group-add {found.st_gid}"
+    return f"{ways}, or join the group {group} ({joining})"
 
 
 def _is_safe(folder: str, uid: int) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 from gpulockd.cli.talk import USAGE, CommandError
 from gpulockd.errors import GpuLockError
@@ -37,7 +38,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         command = self.prog.partition(" ")[2]
+        message += self._meant(message)
         raise CommandError(f"{command}: {message}" if command else message, self.usage_hint, self.usage_code)
+
+    def _meant(self, message: str) -> str:
+        """The option that a misspelled one may have been meant as."""
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        if unknown == message or not unknown.startswith("--"):
+            return ""
+        difflib = import_module("difflib")  # slow to load, and seldom needed
+        near = difflib.get_close_matches(unknown, [one for one in self._option_string_actions if len(one) > 2], n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""
 
     def json_flag(self) -> None:
         """Add `--json`, which every listing has."""

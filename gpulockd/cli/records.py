@@ -26,8 +26,10 @@ def name_of(key: str) -> str:
 
 
 def is_meant(gpu: Record, text: str) -> bool:
-    """Whether somebody who says this means this gpu: its key, UUID or index."""
-    return text in (gpu["key"], gpu.get("uuid")) or (text.isdigit() and gpu.get("index") == int(text))
+    """Whether somebody who says this means this gpu: its key, index, UUID or the beginning of that."""
+    if text.startswith(("GPU-", "MIG-")):
+        return str(gpu.get("uuid") or "").startswith(text)
+    return text == gpu["key"] or (text.isdigit() and gpu.get("index") == int(text))
 
 
 def no_such_gpu(text: str) -> CommandError:

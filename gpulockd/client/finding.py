@@ -18,13 +18,6 @@ GONE = (errno.ECONNREFUSED, errno.ENOENT)
 NO_STORE = "no Redis is known here: start `gpulockd serve`, or set GPULOCKD_REDIS_URL"
 
 
-class Closed(ConfigError):
-    """The local daemon's sockets are closed to this user: run as the daemon's user, or join its group."""
-
-    what: str = ""
-    cure: str = ""
-
-
 class Whereabouts(NamedTuple):
     """A store, the pool that daemon or environment name (None: ask the store), and the daemon's socket."""
 
@@ -51,7 +44,7 @@ def hello(folder: str) -> dict[str, object] | None:
 def _check_store(url: str, folder: str) -> None:
     """Look at a private store before deadlines are spent on it: what is clear is said at once.
 
-    :raises Closed: if its socket is closed to this user
+    :raises ConfigError: if its socket is closed to this user
     :raises StoreUnavailable: if nobody listens there nor in its daemon's place, so that nobody will start it
     """
     path = url.removeprefix("unix://") if url.startswith("unix:///") else ""
@@ -65,14 +58,13 @@ def _check_store(url: str, folder: str) -> None:
         )
 
 
-def _closed(noun: str, path: str) -> Closed:
+def _closed(noun: str, path: str) -> ConfigError:
     cure = f"run {places.let_in(path)}"
     if "group" not in cure:
         cure += "; programs of several users need the service (`gpulockd install-service`)"
         if noun == "the store's socket":
             cure += ", or `gpulockd run`, which asks the daemon"
-    what = f"{noun} {path} is closed to user {os.getuid()}"
-    return Closed(f"{what}: {cure}", what=what, cure=cure)
+    return ConfigError(f"{noun} {path} is closed to user {os.getuid()}: {cure}", cure=cure)
 
 
 def find_store(pool: str | None = None) -> Whereabouts:
@@ -80,8 +72,7 @@ def find_store(pool: str | None = None) -> Whereabouts:
 
     :param pool: the pool that the call names, None if it names none
     :raises StoreUnavailable: if neither the environment nor a daemon names a store, or it is clear that it does not run
-    :raises ConfigError: if the URL cannot name one
-    :raises Closed: if the daemon or its store is closed to this user
+    :raises ConfigError: if the URL cannot name one, or the daemon or its store is closed to this user
     """
     pool = pool or os.environ.get("GPULOCKD_POOL") or None
     url = os.environ.get("GPULOCKD_REDIS_URL")

@@ -207,7 +207,7 @@ class Lease(LeaseFacts):
     async def _end(self) -> None:
         if self._ended or self._session.pid != os.getpid():
             return
-        self._ended = True
+        self._ended, self._entry.watch = True, None
         line = self._line if not self._line.loop.is_closed() else await _line_here(self._line)
         await line.end(self._entry, "released")
         if not self.lost.is_set():

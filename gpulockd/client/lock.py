@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeVar, overload
 
 import anyio
 
-from gpulockd.client import nesting, wishes
+from gpulockd.client import dropping, nesting, wishes
 from gpulockd.client.blocking import portal
 from gpulockd.client.cleaning import Cleanup, check_cleanup
 from gpulockd.client.decorating import decorated
 from gpulockd.client.getting import Getting
 from gpulockd.client.lease import BlockingLease, Lease, LeaseFacts, for_tasks
 from gpulockd.client.nesting import Held, owner_here
+from gpulockd.client.spelling import suggests
 from gpulockd.client.taking import Blocking
 from gpulockd.client.using import BlockEnd, Use, Uses, new_scope, part
 from gpulockd.client.whoami import program
@@ -57,6 +58,7 @@ class gpu_lock:
 
     turn: wishes.Turn | None = None
 
+    @suggests
     def __init__(
         self,
         lock_key: str | None = None,
@@ -135,7 +137,7 @@ class gpu_lock:
 
     def acquire_blocking(self, blocking: bool = True) -> BlockingLease | None:
         """As `acquire`, for a thread: end it with `lease.release()`."""
-        with Blocking(self) as taking:
+        with Blocking(self, waits=blocking) as taking:
             try:
                 lease = taking.lease(None if blocking else 0.0)
             except GpuLockTimeout:
@@ -229,6 +231,7 @@ class gpu_lock:
 
     def _hold(self, lease: LeaseFacts) -> None:
         """Begin a lease without a block, which only its own release ends."""
+        dropping.watch(for_tasks(lease))
         held = Held(lease, owner_here(), self.wants)
         held.join(nesting.ACQUIRED)
         nesting.enter(held)

@@ -8,6 +8,7 @@ way, it is told so at once, for it would wait for its own parent.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 import weakref
@@ -66,7 +67,8 @@ class Held:
         self._users: set[object] = set()
         self._is_over = False
         self._mutex = threading.RLock()  # a signal handler may end another block of this lease in the middle
-        lease._entry.on_lost = self._cancel
+        # Not a method: the table of what is held would keep a lease that its holder has dropped.
+        lease._entry.on_lost = functools.partial(_cancel, self.scopes)
 
     def join(self, user: object) -> bool:
         """Use it; False if its last user has just ended it."""
@@ -82,10 +84,11 @@ class Held:
             self._is_over = not self._users
             return self._is_over
 
-    def _cancel(self) -> None:
-        """The lease was lost: its bodies in its own loop are cancelled."""
-        for scope in tuple(self.scopes):
-            scope.cancel()
+
+def _cancel(scopes: list[anyio.CancelScope]) -> None:
+    """A lease was lost: its bodies in its own loop are cancelled."""
+    for scope in tuple(scopes):
+        scope.cancel()
 
 
 _holding: ContextVar[tuple[Held, ...]] = ContextVar("gpulockd_holding", default=())

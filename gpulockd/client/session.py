@@ -90,6 +90,7 @@ class Session:
         with self._mutex:
             newly_guarded = clock.guarded and not self.guarded
             self.clock = clock
+            self.table.longest_ttl_ms = max(self.table.longest_ttl_ms, clock.ttl_ms)
             self.ledger_ms = answer.now_ms
             until = asked_at + (clock.ttl_ms - clock.step_ms) / 1000 - self.times.margin
             # Only a keepalive renews the leases themselves: where none comes through, other answers prove no more.
@@ -106,8 +107,7 @@ class Session:
 
         A guard that was stopped right after its last word loses its session, and with it the pool its guard, no sooner.
         """
-        clock = self.clock
-        if clock is None:
+        if (clock := self.clock) is None:
             return 0.0
         return (clock.ttl_ms - clock.step_ms - clock.keepalive_ms) / 1000 - self.times.margin
 
@@ -118,8 +118,8 @@ class Session:
 
     @property
     def ttl_ms(self) -> int:
-        """How long the pool lets a session live without a sign of life (in ms)."""
-        return self.clock.ttl_ms if self.clock is not None else round(self.times.ttl * 1000)
+        """How long the pool lets a session live without a sign of life (in ms), at the longest that it has said."""
+        return self.table.longest_ttl_ms if self.clock is not None else round(self.times.ttl * 1000)
 
     @property
     def is_kept(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -89,6 +90,7 @@ class Entry:
         "stopping",
         "token",
         "waited_s",
+        "watch",
     )
 
     def __init__(self, ask: Ask, session: str, loop: asyncio.AbstractEventLoop, id: str | None = None) -> None:
@@ -112,6 +114,7 @@ class Entry:
         self.of = ""
         self.guard: Vouches | None = None
         self.on_lost: Callable[[], None] | None = None
+        self.watch: weakref.ref[Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.id[:8]} {self.state} token={self.token}>"
@@ -146,6 +149,14 @@ class Entry:
         self.gpus = gpus
         self.waited_s = waited_s
         self.granted_at = boottime_s()
+
+    def wait_at(self, place: int, now_ms: int) -> None:
+        """It waits since then (ms of the ledger clock), at its place or, for the lease that it is to join, at none (0).
+
+        Who has no place has none to assert: behind that lease it would wait for ever.
+        """
+        if self.stamp_ms is None and (place or self.ask.inside is None):
+            self.stamp_ms = now_ms
 
     def lose(self, reason: str) -> None:
         """The lease has ended without its holder; from any thread, once."""
@@ -192,6 +203,8 @@ class Table:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._entries: dict[str, Entry] = {}
+        self.longest_ttl_ms = 0
+        """The longest `session.ttl` that the pool has said: who believes by it has no lease that ends sooner."""
 
     def __len__(self) -> int:
         return len(self._entries)

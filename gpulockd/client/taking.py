@@ -7,7 +7,9 @@ box that the thread made before; whatever is in it when the thread leaves withou
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -28,7 +30,10 @@ UNDER_WAY_S = 10.0
 class Blocking:
     """Takes a lease for a thread, once; leaving the block without `keep` gives it back."""
 
-    def __init__(self, lock: gpu_lock) -> None:
+    def __init__(self, lock: gpu_lock, *, waits: bool = True) -> None:
+        """:param waits: whether it may take its time, which in a thread that runs an event loop is warned of"""
+        if waits and _loop_runs_here():
+            _say_that_it_blocks()
         self._getting = Getting(lock)
         self._portal = portal()
         self._box: list[Lease] = []
@@ -80,6 +85,19 @@ class Blocking:
                 await anyio.sleep(0.005)
         for lease in self._box:
             await lease._end()
+
+
+def _say_that_it_blocks() -> None:
+    """Warn at the line of the program that asks, so once for each; with a free GPU it would go unnoticed."""
+    level, frame = 1, sys._getframe()
+    while frame.f_globals.get("__name__", "").startswith("gpulockd.") and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "'with gpu_lock()' in a thread that runs an event loop blocks that loop, and fails where it would have to "
+        "wait: use 'async with gpu_lock()'",
+        RuntimeWarning,
+        stacklevel=level,
+    )
 
 
 def _loop_runs_here() -> bool:

@@ -242,8 +242,7 @@ class Waiting:
         line.guard.look()
         self._own_holds.watch(line.loop)
         self.place, self.queued = answer.place, answer.queued
-        if entry.stamp_ms is None:
-            entry.stamp_ms = answer.now_ms
+        entry.wait_at(answer.place, answer.now_ms)
         limit_s = self._deadline - line.loop.time()
         if limit_s <= 0:
             raise await self._give_up()

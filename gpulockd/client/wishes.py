@@ -18,7 +18,7 @@ from gpulockd.client.published import gpu_lock_for
 from gpulockd.client.waiting import Patience
 from gpulockd.errors import ConfigError, ImpossibleRequest
 from gpulockd.model import GPU_KEY_PREFIX, Job, Wants
-from gpulockd.settings import GpuLockBlock, QueueBlock, SessionBlock, SettleBlock, check_session
+from gpulockd.settings import GpuLockBlock, QueueBlock, SessionBlock, SettleBlock, check_session, out_of_order
 from gpulockd.units import check_key, check_plain, parse_duration_s, parse_memory_mib
 
 Duration = float | int | str
@@ -155,7 +155,7 @@ def job_of(
     }
     given = [value for value in limits.values() if value is not None]
     if given != sorted(given):
-        raise ConfigError("it must hold that warning <= soft_timeout <= hard_timeout")
+        raise ConfigError(out_of_order(limits))
     return Job(
         task=check_plain(str(task)[:200], "task"),
         task_id=check_plain(str(task_id or "")[:200], "task_id"),

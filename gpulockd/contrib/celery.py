@@ -21,15 +21,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from celery import Task, signals  # type: ignore[import-untyped] # it ships no types
-from celery.exceptions import Retry  # type: ignore[import-untyped]
-
 from gpulockd.client.lease import BlockingLease
 from gpulockd.client.lock import current_lease, gpu_lock
 from gpulockd.client.parking import Parked
 from gpulockd.client.wishes import Turn
 from gpulockd.contrib.celery_options import Options, progress_of
+from gpulockd.contrib.extras import extra
 from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
+
+with extra("celery"):
+    from celery import Task, signals  # type: ignore[import-untyped] # it ships no types
+    from celery.exceptions import Retry  # type: ignore[import-untyped]
 
 log = logging.getLogger("gpulockd")
 

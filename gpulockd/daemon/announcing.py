@@ -12,6 +12,7 @@ import structlog
 
 from gpulockd import places
 from gpulockd.daemon import notify
+from gpulockd.daemon.folders import Folders
 from gpulockd.daemon.plan import Plan
 from gpulockd.errors import ConfigError, GpuLockError
 from gpulockd.hardware.cards import Cards
@@ -45,7 +46,7 @@ def say_ready(version: str, plan: Plan, cards: Cards, gpus: int, address: str) -
     # Where both go to one terminal, it has been said.
     if not (_is_terminal(sys.stdout) and _is_terminal(sys.stderr)):
         _log.info("daemon.ready", pool=plan.pool, gpus=gpus, message=line)
-    _warn_of_other(plan)
+    warn_of_other(plan.folders)
 
 
 def warn_of_clear(host: str, port: int, *, encrypted: bool) -> None:
@@ -59,15 +60,15 @@ def warn_of_clear(host: str, port: int, *, encrypted: bool) -> None:
     _log.warning("web.in_clear", host=host, port=port, message=message)
 
 
-def _warn_of_other(plan: Plan) -> None:
+def warn_of_other(folders: Folders) -> None:
     """Say that programs go to another daemon of this host: whoever started this one may think that they come here."""
     found = places.find_runtime()
-    if found is None or os.path.realpath(found[0]) == os.path.realpath(plan.folders.runtime):
+    if found is None or os.path.realpath(found[0]) == os.path.realpath(folders.runtime):
         return
     if places.is_answered(*found):
         message = (
             f"programs and commands of this user find another daemon first, in {found[0]}; "
-            f"with GPULOCKD_SOCKET={plan.folders.api_socket} they find this one"
+            f"with GPULOCKD_SOCKET={folders.api_socket} they find this one"
         )
         _log.warning("daemon.not_found_first", other=found[0], message=message)
 

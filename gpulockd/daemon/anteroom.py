@@ -1,10 +1,13 @@
-"""Where leases wait before the fence until those that are inside are over. No user fills it for the others."""
+"""Where leases wait before the fence until those that are inside are over. No user fills it for the others.
+
+Two may wait under one id: only the ledger knows whose it is.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from gpulockd.daemon.callers import Caller
+from gpulockd.daemon.callers import Caller, Owner
 from gpulockd.daemon.fence import Lease
 from gpulockd.daemon.sharing import may_have
 
@@ -18,7 +21,8 @@ class Anteroom:
     def __init__(self, most: int = MOST_WAITING) -> None:
         """:param most: how many may wait in all"""
         self._most = most
-        self._waiting: dict[str, tuple[Lease, Caller]] = {}
+        self._waiting: dict[tuple[str, Owner], tuple[Lease, Caller]] = {}
+        self._thrown_out: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -31,28 +35,39 @@ class Anteroom:
         """Those that wait."""
         return [lease for lease, _ in self._waiting.values()]
 
-    def get(self, id: str) -> tuple[Lease, Caller] | None:
-        """Who waits under this id, and who asked."""
-        return self._waiting.get(id)
-
     def put(self, lease: Lease, caller: Caller) -> bool:
         """Let a lease wait; False if its user has more here than what is left for all others."""
-        taken = Counter(other.uid for id, (_, other) in self._waiting.items() if id != lease.id)
+        place = lease.id, caller.owner
+        taken = Counter(other.uid for key, (_, other) in self._waiting.items() if key != place)
         if not may_have(caller.uid, taken, self._most):
             return False
-        self._waiting[lease.id] = lease, caller
+        self._waiting[place] = lease, caller
         return True
 
-    def drop(self, id: str) -> None:
-        """It waits no longer."""
-        self._waiting.pop(id, None)
+    def drop(self, id: str, caller: Caller, token: int) -> bool:
+        """What this caller has asked for under an id waits no longer. Returns whether it did."""
+        lease, _ = self._waiting.get((id, caller.owner), (None, None))
+        if lease is None or lease.token != token:
+            return False
+        del self._waiting[id, caller.owner]
+        return True
+
+    def take(self, id: str) -> list[tuple[Lease, Caller]]:
+        """Those under one id, who wait no longer."""
+        return [self._waiting.pop(key) for key in list(self._waiting) if key[0] == id]
 
     def gone(self, caller: Caller) -> None:
         """Nobody would hear an answer on this connection any more."""
-        for id, (_, other) in list(self._waiting.items()):
+        for key, (_, other) in list(self._waiting.items()):
             if other is caller:
-                del self._waiting[id]
+                del self._waiting[key]
 
-    def latest_first(self) -> list[tuple[Lease, Caller]]:
-        """Those that wait, the latest grant first."""
-        return sorted(self._waiting.values(), key=lambda waits: -waits[0].token)
+    def distrust(self, uid: int) -> None:
+        """A lease of this user was never granted: what waits here for others goes before the rest of its own."""
+        if not self._waiting:
+            self._thrown_out.clear()
+        self._thrown_out[uid] += 1
+
+    def in_turn(self) -> list[tuple[Lease, Caller]]:
+        """Those that wait, the latest grant first; last those of users who have made leases up."""
+        return sorted(self._waiting.values(), key=lambda waits: (self._thrown_out[waits[1].uid], -waits[0].token))

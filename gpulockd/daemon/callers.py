@@ -18,6 +18,9 @@ Words = Mapping[str, Any]
 MOST_SESSIONS = 64
 """Sessions that one connection may speak for; a process has one a pool, and a new one when the old has ended."""
 
+MOST_OWNED = 1024
+"""Sessions that one process may have named over all its connections: at its death each costs the ledger an end."""
+
 
 class Caller:
     """One connection to the guard, or a request that the daemon makes for a process.
@@ -48,6 +51,11 @@ class Caller:
     def __repr__(self) -> str:
         return f"<Caller {self.process or 'invisible'}>"
 
+    @property
+    def owner(self) -> Owner:
+        """Whose word this is: the process's over all its connections, or this connection's."""
+        return self.process or self
+
     def party(self, ticket: str, session: str) -> Party:
         """This caller in a lease."""
         pid, started = (self.process.pid, self.process.started_ticks) if self.process else (0, 0)
@@ -60,29 +68,36 @@ class Caller:
         return (party.pid, party.started) == (self.process.pid, self.process.started_ticks)
 
 
+Owner = Process | Caller
+
+
 class Callers:
     """All connections, by the sessions that they speak for."""
 
     def __init__(self, watch: Watch) -> None:
         """:param watch: is told of every process that speaks here"""
         self._watch = watch
-        self._owners: dict[str, Process | Caller] = {}
+        self._owners: dict[str, Owner] = {}
         self._callers: dict[str, list[Caller]] = {}
 
     def bind(self, caller: Caller, session: str) -> bool:
         """Take a session for this caller's process; False if it is another's."""
-        if session not in self._owners and len(caller.sessions) >= MOST_SESSIONS:
+        if session not in self._owners and not self._has_room(caller):
             return False
-        owner = self._owners.setdefault(session, caller.process or caller)
-        if owner != (caller.process or caller) and not (isinstance(owner, Process) and not alive(owner)):
+        owner = self._owners.setdefault(session, caller.owner)
+        if owner != caller.owner and not (isinstance(owner, Process) and not alive(owner)):
             return False
-        self._owners[session] = caller.process or caller
+        self._owners[session] = caller.owner
         if session not in caller.sessions:
             caller.sessions.add(session)
             self._callers.setdefault(session, []).append(caller)
         if caller.process is not None and caller.process not in self._watch:
             self._watch.add(caller.process)
         return True
+
+    def _has_room(self, caller: Caller) -> bool:
+        owned = sum(owner == caller.owner for owner in self._owners.values())
+        return len(caller.sessions) < MOST_SESSIONS and owned < MOST_OWNED
 
     def own(self, party: Party) -> None:
         """A process that was recorded: watch it, and keep its session for it. One that is dead is told at once."""

@@ -25,6 +25,8 @@ class Party(msgspec.Struct, kw_only=True, omit_defaults=True):
     uid: int = -1
     state: str = "in"
     """in | left | dead"""
+    fresh: bool = False
+    """It has joined on its own word: the ledger has not been seen to say so."""
 
 
 class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -47,6 +49,8 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Only what is born after `began_ms` is of its run: what its holder had started before is not."""
     withdrawn: bool = False
     """Its body cannot have begun by its own rules, so it is only waited for: nobody is signalled."""
+    fresh: bool = False
+    """Let in on its process's word: the ledger has not been seen to have it. Its token and gpus may be made up."""
 
     @property
     def holder(self) -> Party:
@@ -57,6 +61,10 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     def inside(self) -> list[Party]:
         """Those that have neither left nor died."""
         return [party for party in self.parties if party.state == "in"]
+
+    def is_grant_of(self, other: Lease) -> bool:
+        """Whether both are one grant of one ticket to one session."""
+        return (self.id, self.token, self.holder.session) == (other.id, other.token, other.holder.session)
 
     def in_the_way_of(self, other: Lease) -> bool:
         """Whether both cannot be on a gpu together."""
@@ -87,22 +95,30 @@ MOST_OVER = 4096
 
 
 class Fence:
-    """The leases on this host's gpus, and the highest token that each gpu has seen."""
+    """The leases on this host's gpus, and the highest token that each gpu has seen.
+
+    Who is in keeps others out, whoever says so. What stays when it is over, its token, stays only of what the ledger
+    has granted.
+    """
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
-        # gpu -> highest token of an exclusive lease, and of any lease, that was let in.
+        # gpu -> highest token of an exclusive lease, and of any lease, that the ledger has granted.
         self.marks: dict[str, tuple[int, int]] = {}
-        self._marks_before: dict[str, dict[str, tuple[int, int]]] = {}
-        self._over: dict[str, int] = {}  # ticket -> token of its latest lease that is over
+        self._over: dict[tuple[str, str], int] = {}  # ticket and session -> token of its latest lease that is over
 
     def __repr__(self) -> str:
         return f"<Fence {len(self.leases)} leases on {len(self.marks)} gpus>"
 
     @property
     def token(self) -> int:
-        """The highest token that was ever let in."""
+        """The highest token of all leases that were in, by the ledger's word."""
         return max((mark[1] for mark in self.marks.values()), default=0)
+
+    @property
+    def fresh(self) -> list[Lease]:
+        """The leases of which the ledger has not said yet that it has them."""
+        return [lease for lease in self.leases.values() if lease.fresh]
 
     def ask(self, lease: Lease) -> Verdict:
         """Whether `lease` may begin now. Changes nothing."""
@@ -110,7 +126,7 @@ class Fence:
         if known is not None and known.token == lease.token:
             return Refused("it was lost") if known.lost else Admitted()
         # Its end is on the way to the ledger, which may give its gpus on at any moment.
-        if self._over.get(lease.id) == lease.token:
+        if self._over.get(_whose(lease)) == lease.token:
             return Refused("it was left")
         if known is not None and known.token > lease.token:
             return Refused(f"a later grant of this ticket (token {known.token}) is in")
@@ -125,22 +141,12 @@ class Fence:
     def enter(self, lease: Lease) -> None:
         """Record that `lease` is on its gpus; `ask` has said that it may, or it has been there all the time."""
         self.leases[lease.id] = lease
-        self._marks_before[lease.id] = {gpu: self.marks.get(gpu, (0, 0)) for gpu in lease.gpus}
-        for gpu in lease.gpus:
+        for gpu in () if lease.fresh else lease.gpus:
             exclusive_mark, any_mark = self.marks.get(gpu, (0, 0))
             self.marks[gpu] = (
                 max(exclusive_mark, lease.token) if lease.exclusive else exclusive_mark,
                 max(any_mark, lease.token),
             )
-
-    def forget(self, lease: Lease) -> None:
-        """Take back what `enter` has noted of the tokens of a lease that was never granted."""
-        for gpu, before in self._marks_before.pop(lease.id, {}).items():
-            others = [other for other in self.on(gpu) if other is not lease]
-            exclusive = max([before[0], *(other.token for other in others if other.exclusive)])
-            self.marks[gpu] = exclusive, max([before[1], *(other.token for other in others)])
-            if self.marks[gpu] == (0, 0):
-                del self.marks[gpu]
 
     def join(self, id: str, party: Party) -> bool:
         """Let another process of the run into the lease `id`. Returns whether that lease is in."""
@@ -151,22 +157,21 @@ class Fence:
             lease.parties.append(party)
         return True
 
-    def leave(self, ticket: str, state: str = "left") -> Lease | None:
-        """A party has said that it has left, or is dead. Returns its lease if nobody is inside any more."""
-        for lease in self.leases.values():
-            for party in lease.parties:
-                if party.ticket == ticket and party.state == "in":
-                    party.state = state
-                    return None if lease.inside else lease
+    def leave(self, id: str, ticket: str, state: str = "left") -> Lease | None:
+        """A party of the lease `id` has left, or is dead. Returns that lease if nobody is inside any more."""
+        lease = self.leases.get(id)
+        for party in lease.parties if lease is not None else ():
+            if party.ticket == ticket and party.state == "in":
+                party.state = state
+                return lease if lease is not None and not lease.inside else None
         return None
 
     def remove(self, id: str, *, never: bool = False) -> Lease | None:
         """The lease `id` is over, or was `never` granted. One that is over does not begin again."""
-        self._marks_before.pop(id, None)
         lease = self.leases.pop(id, None)
         if lease is not None and not never:
-            self._over.pop(id, None)
-            self._over[id] = lease.token
+            self._over.pop(_whose(lease), None)
+            self._over[_whose(lease)] = lease.token
             if len(self._over) > MOST_OVER:
                 del self._over[next(iter(self._over))]
         return lease
@@ -189,6 +194,10 @@ class Fence:
         inside = [party for lease in self.leases.values() if not lease.lost for party in lease.inside]
         return {party.session for party in inside if party.pid or heard(party.session)}
 
+    def of_session(self, session: str) -> list[tuple[Lease, Party]]:
+        """What one session is in."""
+        return [(lease, party) for lease in self.leases.values() for party in lease.inside if party.session == session]
+
     def of_process(self, pid: int, started: int) -> list[tuple[Lease, Party]]:
         """What one process is in."""
         return [
@@ -199,15 +208,16 @@ class Fence:
         ]
 
 
-def unlisted(fence: Fence, session: str, listed: Iterable[str], as_of: int) -> list[Party]:
+def _whose(lease: Lease) -> tuple[str, str]:
+    """A ticket as its own process names it; the same id in another's mouth is not it."""
+    return lease.id, lease.parties[0].session if lease.parties else ""
+
+
+def unlisted(fence: Fence, session: str, listed: Iterable[str], as_of: int) -> list[tuple[Lease, Party]]:
     """The parties of a session that have left without being heard: its hello does not list them any more.
 
     :param as_of: the highest token that the session knew of when it made its list; later leases are not judged by it
     """
     known = set(listed)
-    return [
-        party
-        for lease in fence.leases.values()
-        for party in lease.parties
-        if party.session == session and party.state == "in" and party.ticket not in known and lease.token <= as_of
-    ]
+    inside = fence.of_session(session)
+    return [(lease, party) for lease, party in inside if party.ticket not in known and lease.token <= as_of]

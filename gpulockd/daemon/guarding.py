@@ -16,16 +16,15 @@ from gpulockd.clock import boottime_s
 from gpulockd.daemon.admission import FARTHEST_TOKEN, Admit, Hello, LeaseWords, Leave, lease_of, sound_assertion
 from gpulockd.daemon.anteroom import CROWDED, Anteroom
 from gpulockd.daemon.callers import Caller, Callers, Words
-from gpulockd.daemon.fence import Admitted, Fence, Lease, Party, Refused, Waits, unlisted
+from gpulockd.daemon.fence import MOST_OVER, Admitted, Fence, Lease, Party, Refused, Verdict, Waits, unlisted
 from gpulockd.daemon.holders import follow
 from gpulockd.daemon.joining import Joining, refused, told
 from gpulockd.daemon.journal import Journal, RecordUnwritable
 from gpulockd.daemon.kept import Kept
+from gpulockd.daemon.naming import NOT_YOURS, Names
 from gpulockd.hardware.processes.following import Runs
 from gpulockd.hardware.processes.identity import Process
 from gpulockd.hardware.processes.watch import Watch
-
-NOT_YOURS = "this session or lease belongs to another process"
 
 _log = structlog.get_logger(__name__)
 
@@ -44,15 +43,14 @@ class Guard:
         self.fence = fence
         self.runs = runs
         self.dead_sessions: set[str] = set()
-        self.unproven: set[str] = set()
-        """Leases that nobody of a known process has named: from the ledger, or not yet found there."""
-        self.fresh: set[str] = set()
-        """Leases let in that have not been found in the ledger yet."""
-        self.left: dict[str, tuple[int, float]] = {}
-        """Leases that their holders have left, with token and moment (CLOCK_BOOTTIME), until the ledger knows."""
+        self.names = Names(fence)
+        self.unproven = self.names.unproven
+        self.left: dict[tuple[str, str], tuple[int, float]] = {}
+        """What its holder has left, by id and session, until the ledger knows: token, moment (CLOCK_BOOTTIME)."""
         self._journal = journal
         self._waiting = Anteroom()
-        self.joining = Joining(fence, runs, self._joined)
+        self._disputed = Anteroom()  # their bodies have begun, and somebody else has named their ids first
+        self.joining = Joining(fence, runs, self.names, self._joined)
         self.callers = Callers(watch)
 
     def __repr__(self) -> str:
@@ -77,9 +75,9 @@ class Guard:
         if not self.callers.bind(caller, said.session):
             return {"error": NOT_YOURS, "hint": "a process opens a session of its own"}
         listed = [*said.known, *(words.id for words in said.held)]
-        for party in unlisted(self.fence, said.session, listed, said.as_of):
+        for lease, party in unlisted(self.fence, said.session, listed, said.as_of):
             _log.info("guard.left_unheard", lease=party.ticket, message="a lease was left while nobody listened")
-            self._leave(party.ticket)
+            self._leave(lease, party)
         asyncio.get_running_loop().call_soon(self.callers.tell_again, caller, said, self.fence)  # after the answer
         return {"admitted": [words.id for words in said.held if self._adopt(caller, said.session, words)]}
 
@@ -90,12 +88,8 @@ class Guard:
             return refused(words, NOT_YOURS)
         if words.of:
             return self.joining.ask(caller, said.session, words)
-        if words.token > max(self.fence.token, round(time.time() * 1000)) + FARTHEST_TOKEN:
-            return refused(words, "no pool has given such a token")
-        if self._is_anothers(caller, said.session, words.id):
-            return refused(words, NOT_YOURS)
         lease = lease_of(words, caller.party(words.id, said.session), spares_older=caller.spares_older)
-        verdict = self.fence.ask(lease)
+        verdict = self._verdict(lease, caller)
         if isinstance(verdict, Waits):
             return self._wait(lease, caller, verdict)
         if isinstance(verdict, Refused):
@@ -103,9 +97,8 @@ class Guard:
         known = self.fence.leases.get(lease.id)
         if known is None or known.token != lease.token:
             return self._enter(lease, caller)
-        if self._adopt(caller, said.session, words):
-            return {"admitted": lease.id, "token": lease.token}
-        return refused(words, NOT_YOURS)
+        adopted = self._adopt(caller, said.session, words)
+        return {"admitted": lease.id, "token": lease.token} if adopted else refused(words, NOT_YOURS)
 
     def _wait(self, lease: Lease, caller: Caller, verdict: Waits) -> Words:
         if not self._waiting.put(lease, caller):
@@ -113,35 +106,35 @@ class Guard:
         self.changed()
         return {"waits": lease.id, "token": lease.token, "for": [told(other) for other in verdict.blockers]}
 
-    def _is_anothers(self, caller: Caller, session: str, id: str) -> bool:
-        """Whether a lease is known as another process's; what nobody has proven yet belongs to the ledger's session."""
-        _, waiting = self._waiting.get(id) or (None, None)
-        if waiting is not None and waiting is not caller and waiting.process != caller.process:
-            return True
-        known = self.fence.leases.get(id)
-        if known is None or (id in self.unproven and known.holder.session == session):
-            return False
-        return known.holder.session != session or not caller.is_party(known.holder)
+    def _verdict(self, lease: Lease, caller: Caller) -> Verdict:
+        """Whether a lease may begin that its process names, here or at its hello. Changes nothing."""
+        if lease.token > max(self.fence.token, round(time.time() * 1000)) + FARTHEST_TOKEN:
+            return Refused("no pool has given such a token")
+        others = self.names.others(caller, lease.holder.session, lease.id)
+        if any(not other.is_fresh for other in others):
+            return Refused(NOT_YOURS)
+        if others:
+            return Waits(tuple(other.lease for other in others))  # the next comparison tells who lies
+        if lease.id not in self.fence.leases and not self.names.has_room(caller.uid):
+            return Waits(())
+        return self.fence.ask(lease)
 
     def leave(self, caller: Caller, said: Leave) -> None:
         """The body of a lease of the caller's is over, or will not begin."""
-        waiting = self._waiting.get(said.lease)
-        if waiting is not None and waiting[0].token == said.token:
-            if waiting[1].process == caller.process:
-                self._waiting.drop(said.lease)
+        self._disputed.drop(said.lease, caller, said.token)
+        if self._waiting.drop(said.lease, caller, said.token):
             return
-        lease = self.fence.lease_of(said.lease)
-        if lease is None or lease.token != said.token:
-            return
-        mine = next((party for party in lease.parties if party.ticket == said.lease), None)
-        if mine is not None and caller.is_party(mine):
-            if said.lost and lease.inside == [mine]:  # a member's loss may be its own alone
-                lease.lost = lease.lost or "told"
-            self._leave(said.lease)
+        for lease in list(self.fence.leases.values()):
+            for party in lease.inside if lease.token == said.token else ():
+                if party.ticket == said.lease and caller.is_party(party):
+                    if said.lost and lease.inside == [party]:  # a member's loss may be its own alone
+                        lease.lost = lease.lost or "told"
+                    self._leave(lease, party)
 
     def gone(self, caller: Caller) -> None:
         """A connection has ended. A process that the kernel shows lives on; one that it hides does not."""
-        self._waiting.gone(caller)
+        for room in (self._waiting, self._disputed):
+            room.gone(caller)
         for session in self.callers.part(caller):
             self._end_session(session)
 
@@ -149,11 +142,16 @@ class Guard:
         """A process has ended: so have its sessions, and it is in no lease any more."""
         for session in self.callers.of_process(process):
             self._end_session(session)
-        for _, party in self.fence.of_process(process.pid, process.started_ticks):
-            self._leave(party.ticket, "dead")
+        for lease, party in self.fence.of_process(process.pid, process.started_ticks):
+            self._leave(lease, party, "dead")
 
     def adopt_ledgers(self, lease: Lease) -> None:
         """A lease that stood in the ledger before the guard came: nobody's word but the ledger's, never signalled."""
+        known = self.fence.leases.get(lease.id)
+        if known is not None and known.fresh and known.is_grant_of(lease):
+            self.found(known, lease.gpus, exclusive=lease.exclusive)
+        elif known is not None and known.fresh:
+            self.throw_out(known)  # the ledger has just said whose it is
         if lease.id in self.fence.leases:
             return
         self.unproven.add(lease.id)
@@ -161,12 +159,13 @@ class Guard:
         for party in lease.parties:
             self.callers.own(party)
 
-    def found(self, lease: Lease, gpus: tuple[str, ...]) -> None:
+    def found(self, lease: Lease, gpus: tuple[str, ...], *, exclusive: bool) -> None:
         """The ledger has this lease, on these gpus."""
-        self.fresh.discard(lease.id)
-        if set(gpus) != set(lease.gpus):
-            _log.warning("guard.gpus_differ", lease=lease.id, message=f"{lease.gpus} was said, {gpus} is true")
-            lease.gpus = gpus
+        differs = set(gpus) != set(lease.gpus) or exclusive != lease.exclusive
+        if differs:
+            _log.warning("guard.lease_differs", lease=lease.id, message=f"{lease.gpus} was said, {gpus} is true")
+        if differs or lease.fresh:
+            lease.gpus, lease.exclusive, lease.fresh = gpus, exclusive, False
             self.fence.enter(lease)
             self.record(lease)
 
@@ -185,7 +184,7 @@ class Guard:
         """Nobody was ever granted this lease: its token counts for nothing, and its process is not touched."""
         self.callers.tell_lost(lease)
         _log.warning("guard.thrown_out", lease=lease.id, pid=lease.holder.pid, message="a lease that was never granted")
-        self.fence.forget(lease)
+        self._waiting.distrust(lease.holder.uid)
         self.over(lease, never=True)
 
     def over(self, lease: Lease, *, never: bool = False) -> None:
@@ -194,19 +193,21 @@ class Guard:
             return
         self.fence.remove(lease.id, never=never)
         self.unproven.discard(lease.id)
-        self.fresh.discard(lease.id)
         self._journal.over(lease, never=never)
         self.runs.drop(lease.id)
+        for other, caller in self._disputed.take(lease.id):
+            if self._verdict(other, caller) == Admitted():
+                self._enter(other, caller)
         self.let_in()
         self.changed()
 
     def let_in(self) -> None:
         """Look again at those that wait, the latest grant first: an earlier one's turn is over."""
-        for lease, caller in self._waiting.latest_first():
-            verdict = self.fence.ask(lease)
+        for lease, caller in self._waiting.in_turn():
+            verdict = self._verdict(lease, caller)
             if isinstance(verdict, Waits):
                 continue
-            self._waiting.drop(lease.id)
+            self._waiting.drop(lease.id, caller, lease.token)
             if isinstance(verdict, Refused):
                 caller.say({"refused": lease.id, "token": lease.token, "why": verdict.why})
             else:
@@ -219,8 +220,12 @@ class Guard:
 
     def _adopt(self, caller: Caller, session: str, words: LeaseWords) -> bool:
         """A lease that its own process names at its hello: it is in, unless the fence knows better."""
-        known = self.fence.lease_of(words.id)
         party = caller.party(words.id, session)
+        if others := self.names.others(caller, session, words.id):
+            if not words.of and all(other.is_fresh for other in others):
+                self._disputed.put(lease_of(words, party), caller)
+            return False
+        known = self.fence.lease_of(words.id)
         if known is not None and known.token == words.token and not known.lost:
             if known.id in self.unproven and known.holder.session == session:
                 known.parties, known.assertion = [party], sound_assertion(words)
@@ -233,11 +238,11 @@ class Guard:
             answer = self.joining.ask(caller, session, words)
         else:
             lease = lease_of(words, party)
-            answer = self._enter(lease, caller) if self.fence.ask(lease) == Admitted() else {}
+            answer = self._enter(lease, caller) if self._verdict(lease, caller) == Admitted() else {}
         return "admitted" in answer
 
     def _enter(self, lease: Lease, caller: Caller) -> Words:
-        lease.began_ms = lease.began_ms or round(boottime_s() * 1000)
+        lease.began_ms, lease.fresh = lease.began_ms or round(boottime_s() * 1000), True
         try:
             self._journal.entered(lease)
         except RecordUnwritable as full:
@@ -247,31 +252,28 @@ class Guard:
         if lease.id in self.fence.leases:
             self.runs.drop(lease.id)  # an earlier grant of the same ticket, which never began
         self.fence.enter(lease)
-        self.fresh.add(lease.id)
         # The answer goes first: everybody waits for it, and the process is watched already.
         asyncio.get_running_loop().call_soon(self._entered, lease)
         return {"admitted": lease.id, "token": lease.token}
 
-    def _leave(self, ticket: str, state: str = "left") -> None:
-        lease = self.fence.lease_of(ticket)
-        emptied = self.fence.leave(ticket, state)
-        if lease is not None and state == "left":
-            party = next(party for party in lease.parties if party.ticket == ticket)
+    def _leave(self, lease: Lease, party: Party, state: str = "left") -> None:
+        emptied = self.fence.leave(lease.id, party.ticket, state)
+        if state == "left":
             self.runs.let_go(lease.id, Process(party.pid, party.started))
         if emptied is not None and not emptied.lost and all(party.state == "left" for party in emptied.parties):
-            self.left[emptied.id] = emptied.token, boottime_s()
+            self.left[emptied.id, emptied.holder.session] = emptied.token, boottime_s()
+            if len(self.left) > MOST_OVER:
+                del self.left[next(iter(self.left))]
             self.over(emptied)
-        elif lease is not None:
+        else:
             self.record(lease)
             self.changed()
 
     def _end_session(self, session: str) -> None:
         self.callers.forget(session)
         self.dead_sessions.add(session)
-        for lease in list(self.fence.leases.values()):
-            for party in lease.inside:
-                if party.session == session:
-                    self._leave(party.ticket, "dead")
+        for lease, party in self.fence.of_session(session):
+            self._leave(lease, party, "dead")
         self.changed()
 
     def _entered(self, lease: Lease) -> None:
@@ -281,12 +283,12 @@ class Guard:
         self.changed()
 
     def _joined(self, lease: Lease | None, party: Party | None) -> None:
-        """Another process is in a lease; None: one may be, which must be found out."""
-        if lease is not None and party is not None:
+        """Another process is in a lease, or those in it have changed; None: one may be, which must be found out."""
+        if lease is not None:
             self.record(lease)
+        if lease is not None and party is not None:
             follow(self.runs, lease, party)
-        else:
-            self.changed()
+        self.changed()
 
     def record(self, lease: Lease) -> None:
         """Write a lease that has changed; a disk that is full is said, and costs only a later daemon's knowledge."""

@@ -20,6 +20,9 @@ from gpulockd.errors import GpuLockError
 MOST_LINES = 4096
 """After so many lines the record is written anew."""
 
+MOST_BYTES = 4 << 20
+"""Likewise after so many bytes more than it then needs twice."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -49,7 +52,7 @@ class Journal:
         self.path = path
         self.boot_id = boot_id
         self._lines = 0
-        self._size = 0
+        self._size = self._most_bytes = 0
         self._file = -1
         self._fence: Fence | None = None
 
@@ -76,8 +79,9 @@ class Journal:
             raise RecordUnwritable(f"{self.path}: {wrong.strerror}; correct its permissions") from None
         doubtful = False
         boot_id = self.boot_id
-        for number, row in enumerate(rows):
-            line = _checked(row)
+        lines = [_checked(row) for row in rows]
+        _mark_fresh(lines)
+        for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
             if line is None:
                 # The last line may have been cut short by a death; no other.
                 doubtful = doubtful or (bool(row) and number < len(rows) - 1)
@@ -117,7 +121,7 @@ class Journal:
     def _write(self, line: Line) -> None:
         row = _row(line)
         try:
-            if self._file < 0 or self._lines >= MOST_LINES:
+            if self._file < 0 or self._lines >= MOST_LINES or self._size >= self._most_bytes:
                 self._rewrite()
             if os.write(self._file, row) < len(row):
                 os.ftruncate(self._file, self._size)
@@ -149,6 +153,7 @@ class Journal:
             raise RecordUnwritable(f"{self.path}: {wrong.strerror}; make room in the state folder") from None
         self.close()
         self._file, self._lines, self._size = descriptor, len(rows), len(data)
+        self._most_bytes = 2 * len(data) + MOST_BYTES
 
 
 def _row(line: Line) -> bytes:
@@ -165,13 +170,21 @@ def _checked(row: bytes) -> Line | None:
         return None
 
 
+def _mark_fresh(lines: list[Line | None]) -> None:
+    """What was never granted leaves no token: an earlier version has not written that it stood on its own word."""
+    never: dict[str, bool] = {}
+    for line in reversed(lines):
+        if line is not None and line.over:
+            never[line.over] = line.never
+        if line is not None and line.is_ is not None and never.get(line.is_.id):
+            line.is_.fresh = True
+
+
 def _take(fence: Fence, line: Line) -> None:
     for gpu, (exclusive, any_) in line.marks.items():
         old = fence.marks.get(gpu, (0, 0))
         fence.marks[gpu] = (max(old[0], exclusive), max(old[1], any_))
     if line.is_ is not None:
         fence.enter(line.is_)
-    if line.never and line.over in fence.leases:
-        fence.forget(fence.leases[line.over])
     if line.over:
-        fence.remove(line.over)
+        fence.remove(line.over, never=line.never)

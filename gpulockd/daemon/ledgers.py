@@ -19,13 +19,22 @@ def party_of(ticket: TicketRecord) -> Party:
     )
 
 
+def is_exclusive(ticket: TicketRecord) -> bool:
+    """Whether its gpus are its alone."""
+    return ticket.wants.split(":", 1)[0] == "exclusive"
+
+
+def is_grant_of(ticket: TicketRecord, lease: Lease) -> bool:
+    """Whether the ledger has granted this lease; of one that stands on its process's word also: to that session."""
+    return ticket.token == lease.token and not ticket.of and (not lease.fresh or ticket.session == lease.holder.session)
+
+
 def lease_of(ticket: TicketRecord, members: list[Party]) -> Lease:
     """The lease that the ledger names, with those who have joined it."""
-    wants = ticket.wants.split(":", 1)[0]
     return Lease(
         id=ticket.id,
         token=ticket.token,
         gpus=ticket.gpus,
-        exclusive=wants == "exclusive",
+        exclusive=is_exclusive(ticket),
         parties=[party_of(ticket), *members],
     )

@@ -16,7 +16,7 @@ from gpulockd.clock import boottime_s
 from gpulockd.daemon.current import Current
 from gpulockd.daemon.fence import Lease, Party
 from gpulockd.daemon.guarding import Guard
-from gpulockd.daemon.ledgers import lease_of, party_of
+from gpulockd.daemon.ledgers import is_exclusive, is_grant_of, lease_of, party_of
 from gpulockd.daemon.obeying import Asks
 from gpulockd.daemon.pulse import Pulse
 from gpulockd.daemon.seeing_out import RECHECK_S, Occupants, SeeingOut, nothing_seen
@@ -154,16 +154,17 @@ class Settling:
         await self._judge_kin()
         await self._end_dead_sessions()
         for lease in list(self.guard.fence.leases.values()):
-            if not lease.inside:
+            if not lease.inside and not lease.fresh:
                 self._see_out(lease)
         unheard = any(boottime_s() - left_at >= UNHEARD_S for _, left_at in self.guard.left.values())
-        pending = bool(self.guard.fresh or self.guard.waiting or self._leaving or unheard)
+        untold = self.guard.fence.fresh or self.guard.joining.unheard() or unheard
+        pending = bool(untold or self.guard.waiting or self._leaving)
         frozen_s = await self._look() if self._must_look or pending else 0.0
         if self.guard.waiting:
             self.guard.let_in()
         soon_s = UNHEARD_S if self.guard.left else LONGEST_PAUSE_S
-        if frozen_s > 0:
-            soon_s = min(soon_s, frozen_s)
+        if frozen_s > 0 or self._must_look:
+            soon_s = min(soon_s, frozen_s or RETRY_S)
         return min(await self._vouch(), RECHECK_S if self._leaving or self.guard.waiting else soon_s)
 
     async def _look(self) -> float:
@@ -197,7 +198,7 @@ class Settling:
     async def _compare(self) -> float:
         """Compare fence and ledger; while the pool is frozen they cannot be. Returns how long that is (in seconds)."""
         asked_for = dict(self.guard.fence.leases)
-        fresh = set(self.guard.fresh)
+        joined = self.guard.joining.unheard()
         answer = await self._ask(verbs.snapshot(self._keys, length=1))
         if not isinstance(answer, a.Pictured):
             return RETRY_S
@@ -206,11 +207,11 @@ class Settling:
         snapshot = answer.snapshot
         stands = {ticket.id: ticket for ticket in snapshot.leases}
         for id, lease in asked_for.items():
-            ticket = stands.get(id)
-            if ticket is not None and ticket.token == lease.token:
-                self.guard.found(lease, ticket.gpus)
-            if (ticket is None or ticket.token != lease.token) and self.guard.fence.leases.get(id) is lease:
-                await self._ended(lease, was_granted=id not in fresh)
+            if (ticket := stands.get(id)) is not None and is_grant_of(ticket, lease):
+                self.guard.found(lease, ticket.gpus, exclusive=is_exclusive(ticket))
+            elif self.guard.fence.leases.get(id) is lease:
+                await self._ended(lease)
+        self.guard.joining.compare(joined, snapshot.leases)
         if self.adopts:
             self.adopts = False
             self._adopt(snapshot)
@@ -220,14 +221,14 @@ class Settling:
 
     async def _release_unheard(self, stands: dict[str, TicketRecord]) -> None:
         """What its holder has left, and whose release never reached the ledger, is released for it."""
-        for id, (token, left_at) in list(self.guard.left.items()):
+        for (id, session), (token, left_at) in list(self.guard.left.items()):
             ticket = stands.get(id)
-            if ticket is None or ticket.token != token:
-                del self.guard.left[id]
+            if ticket is None or (ticket.token, ticket.session) != (token, session):
+                del self.guard.left[id, session]
             elif boottime_s() - left_at >= UNHEARD_S:
                 _log.info("guard.released", lease=id, message="a lease that was left is released in the ledger")
                 await self._ask(verbs.end(self._keys, session="", id=id, token=token, reason="released"))
-                del self.guard.left[id]
+                self.guard.left.pop((id, session), None)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Take what stood before the guard came: it is in, though nobody let it in."""
@@ -240,21 +241,23 @@ class Settling:
                 self.guard.adopt_ledgers(lease_of(ticket, members.get(ticket.id, [])))
         self.guard.doubtful = False  # what the record may have lost, the ledger has
 
-    async def _ended(self, lease: Lease, *, was_granted: bool) -> None:
-        """The ledger does not have this lease."""
+    async def _ended(self, lease: Lease) -> None:
+        """The ledger does not have this lease, or has another one under its id."""
         if lease.lost:
             return self._see_out(lease)
         answer = await self._ask(verbs.confirm(self._keys, session="", id=lease.id, token=0))
         if self.guard.fence.leases.get(lease.id) is not lease:
-            return
-        if not isinstance(answer, a.Gone):
+            return None
+        if not isinstance(answer, a.Gone | a.Lapsed):
+            self._must_look = True  # the ledger has just lost its data
+            return None
+        if lease.fresh and (isinstance(answer, a.Lapsed) or answer.reason == "unknown"):
+            # A body begins only when the ledger too says yes: this one has not begun, or was made up.
+            return self.guard.throw_out(lease)
+        if isinstance(answer, a.Lapsed):
             # The ticket waits again, or has a later grant: this one was never confirmed, so its body has not begun.
-            if not was_granted:
-                self.guard.fence.forget(lease)
             self.guard.lost(lease, "lapsed", withdrawn=True)
         elif answer.reason == "unknown":
-            if not was_granted:
-                return self.guard.throw_out(lease)
             # Ended so long ago that nobody remembers how.
             self.guard.lost(lease, "unknown", withdrawn=True)
         elif answer.reason in LOST_BY:
@@ -262,7 +265,7 @@ class Settling:
         else:
             # Released by its holder, whose `leave` was not heard.
             return self.guard.over(lease)
-        self._see_out(lease)
+        return self._see_out(lease)
 
     async def _settle(self, snapshot: Snapshot) -> None:
         """Report the gpus settled on which nothing of a lost lease is left."""

@@ -20,7 +20,7 @@ from gpulockd.settings.blocks import (
 )
 from gpulockd.settings.changing import ConfigBlock, RolloutBlock
 from gpulockd.settings.checks import checked
-from gpulockd.settings.fitting import check_session, fitted, settings_from
+from gpulockd.settings.fitting import check_session, fitted, out_of_order, settings_from
 from gpulockd.settings.kinds import SHORTEST_S
 from gpulockd.settings.overrides import PROFILES, ProfileBlock, TaskBlock
 from gpulockd.settings.paths import NEEDS_RESTART, leaves, needs_restart
@@ -60,6 +60,7 @@ __all__ = [
     "merged",
     "needs_restart",
     "nested",
+    "out_of_order",
     "settings_from",
     "value_at",
     "without",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -118,10 +118,16 @@ def _monitor(block: MonitorBlock) -> Iterator[ConfigError]:
     levels = block.timeout_levels
     if not levels.warning <= levels.soft_timeout <= levels.hard_timeout:
         paths = [f"{_LEVELS}.{name}" for name in ("warning", "soft_timeout", "hard_timeout")]
-        yield wrong(_LEVELS, "it must hold that warning <= soft_timeout <= hard_timeout", *paths)
+        yield wrong(_LEVELS, out_of_order(msgspec.to_builtins(levels)), *paths)
     if block.heartbeat.interval >= block.heartbeat.timeout:
         text = "it must be shorter than timeout, or each task counts as stalled between two heartbeats"
         yield wrong("gpu_lock_monitor.heartbeat.interval", text, "gpu_lock_monitor.heartbeat.timeout")
+
+
+def out_of_order(limits_s: Mapping[str, float | None]) -> str:
+    """Why limits do not fit together (in seconds; None: not said), with what they are."""
+    said = ", ".join(f"{name} {limit_s:g} s" for name, limit_s in limits_s.items() if limit_s is not None)
+    return f"it must hold that warning <= soft_timeout <= hard_timeout, and here are {said}"
 
 
 def _task(here: str, task: TaskBlock, usual: GpuLockBlock, levels: TimeoutLevels) -> Iterator[ConfigError]:
@@ -133,7 +139,7 @@ def _task(here: str, task: TaskBlock, usual: GpuLockBlock, levels: TimeoutLevels
     given = [value for value in said.values() if value is not None]
     if given != sorted(given):
         paths = [f"{here}.{name}" for name, value in said.items() if value is not None]
-        yield wrong(here, "it must hold that warning <= soft_timeout <= hard_timeout", *paths)
+        yield wrong(here, out_of_order(said), *paths)
     elif task.warning is not None and task.soft_timeout is None:
         stretch = (task.hard_timeout or levels.hard_timeout) / levels.hard_timeout
         soft_s = min(levels.soft_timeout * max(1.0, stretch), task.hard_timeout or levels.hard_timeout)

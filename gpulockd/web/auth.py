@@ -151,7 +151,7 @@ def check_writer(caller: Caller, hint: str = WRITE_HINT) -> None:
 def check_operator(caller: Caller) -> None:
     """:raises ProblemError: 403 unless the caller is trusted"""
     if not caller.trusted:
-        detail = f"{caller.user or 'this user'} may change nothing that is everybody's"
+        detail = f"{caller.user or 'this user'} may not change what is everybody's"
         raise refusal(403, "forbidden", detail, "ask as root or as the daemon's user, or over TCP with the token")
 
 

@@ -190,20 +190,19 @@ def process_of(wish: LeaseWish, caller: Caller) -> Process:
     host = said.host if said is not None else ""
     if said is not None:
         _check_said(said)
-    if caller.peer is None:
-        pid, user = (said.pid, said.user) if said is not None else (0, "")
-    else:
-        pid = wish.pid or caller.peer.pid or (said.pid if said is not None else 0)
-        user = caller.user
+    seen, user = 0, said.user if said is not None else ""
+    if caller.peer is not None:
+        seen, user = wish.pid or caller.peer.pid, caller.user
+    pid = seen or (said.pid if said is not None else 0)
     if wish.ttl is not None:
-        pid = 0  # no process stands for it, so none whose end would end it
+        pid = seen = 0  # no process stands for it, so none whose end would end it
     return Process(
         pid=pid,
         host=host or socket.gethostname(),
         boot_id=boot_id(),
         user=user[:64],
         program=program[:200],
-        started_ticks=started_ticks(pid) if pid > 0 and caller.peer is not None else 0,
+        started_ticks=started_ticks(seen) if seen > 0 else 0,  # what it only says is another process's number here
     )
 
 

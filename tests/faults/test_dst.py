@@ -21,12 +21,12 @@ MOST = 400
 """Schedules within which a planted bug is found."""
 
 FOUND_BY = {
-    "belief_from_answer": 25,
-    "no_belief": 13,
-    "no_confirm": 22,
-    "no_repair": 23,
-    "forgets_cancelled": 6,
-    "crossed_replies": 140,
+    "belief_from_answer": 52,
+    "no_belief": 16,
+    "no_confirm": 8,
+    "no_repair": 3,
+    "forgets_cancelled": 96,
+    "crossed_replies": 13,
 }
 """The seed that is tried first: one that has found the bug before. Others follow, should it find it no more."""
 

@@ -187,10 +187,26 @@ def test_a_strangers_folder_in_tmp_is_no_daemon() -> None:
         (folder / "store.json").write_text('{"pool": "evil", "url": "redis://evil"}')
         assert find_runtime({}, uid) is None or find_runtime({}, uid) != (str(folder), str(folder / "api.sock"))
         assert find_runtime({}, os.getuid()) != (str(folder), str(folder / "api.sock"))
+        if os.getuid() == 0:
+            os.chown(folder, uid, uid)
+            folder.chmod(0o777)
+            assert find_runtime({"GPULOCKD_SOCKET": str(folder)}, uid) is None, "others may put sockets there"
     finally:
         (folder / "api.sock").unlink()
         (folder / "store.json").unlink()
         folder.rmdir()
+
+
+@ROOT_ONLY
+def test_a_strangers_folder_in_a_runtime_directory_that_all_may_write_to_is_no_daemon(tmp_path: Path) -> None:
+    """Some containers say XDG_RUNTIME_DIR=/tmp, and root would take its store from whoever was there first."""
+    folder = tmp_path / "gpulockd"
+    folder.mkdir()
+    (folder / "store.json").write_text('{"pool": "p", "url": "redis://there"}')
+    own = (str(folder), str(folder / "api.sock"))
+    for owner, is_daemon in ((0, True), (STRANGER, False)):
+        os.chown(folder, owner, owner)
+        assert (find_runtime({"XDG_RUNTIME_DIR": str(tmp_path)}, 0) == own) is is_daemon
 
 
 @ROOT_ONLY

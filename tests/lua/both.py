@@ -126,6 +126,13 @@ class Both:
         self.server.flushed = flushed
         self.ended.clear()
 
+    def delete(self, *names: str) -> None:
+        """Somebody deletes keys of the pool by hand."""
+        self.ledger.delete(*names)
+        if "meta" in names:
+            self.server.wall_ms = max(self.server.wall_ms, self.model.token + 1)
+            self.model.lose_books()
+
     def remember(self) -> tuple[Pool, Any]:
         """What a replica has now."""
         shared = {id(self.server): self.server, id(self.model.listens): self.model.listens}
@@ -416,11 +423,15 @@ def _ticket_fields(t: Ticket) -> dict[str, str]:
     if t.state in HOLDS:
         fields["granted_ms"] = str(t.granted_ms)
         fields |= {"level": t.level, "beat_ms": str(t.beat_ms or ""), "missed_ms": str(t.missed_ms or "")}
-        fields |= {"asked": "1" if t.asked else ""}
+        fields |= {"asked": "1" if t.asked else "", "asserted": _epoch_text(t.asserted)}
     if t.state in ("waiting", "away"):
         fields["score"] = str(t.score)
         fields["chosen"] = ",".join(t.chosen)
     return fields
+
+
+def _epoch_text(epoch: tuple[str, int] | None) -> str:
+    return f"{epoch[0][:8]}-{epoch[1]}" if epoch else ""
 
 
 def _on_gpu(pool: Pool, key: str) -> str:

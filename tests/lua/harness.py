@@ -163,6 +163,10 @@ class Ledger:
         for name, (ttl_ms, dump) in copied.items():
             self._client.restore(name, ttl_ms, dump)
 
+    def delete(self, *names: str) -> None:
+        """Delete these keys of the pool by hand."""
+        self._client.delete(*(self.keys.base + name for name in names))
+
     def lose_all(self) -> None:
         """Delete every key of the pool."""
         names = list(self._client.scan_iter(match=self.keys.base + "*", count=1000))

@@ -16,6 +16,7 @@ from gpulockd.ledger.verbs import BroughtLease, BroughtTicket, Terms
 from gpulockd.model import Gpu, Wants
 
 LATE_MS = 300_000
+SESSIONS_OUTLASTED = 3
 RANK = {"": 0, "warning": 1, "soft": 2, "hard": 3}
 LOSSES = ("revoked", "expired", "left", "died", "overruled", "gpu_lost", "operator", "hard_timeout", "silent")
 HOLDS = ("claim", "held")
@@ -59,6 +60,7 @@ class Ticket:
     beat_ms: int | None = None
     asked: bool = False
     stop: bool = False
+    asserted: tuple[str, int] | None = None
     missed_ms: int | None = None
 
     @property
@@ -95,6 +97,15 @@ class Pool:
 
     def lose_all(self) -> None:
         """The store lost every key of the pool."""
+        self.lose_books()
+        self.published: dict[str, Any] | None = None
+        self.sessions: dict[str, Session] = {}
+        self.tickets: dict[str, Ticket] = {}
+        self.tombs: dict[str, str] = {}
+        self.parked: dict[str, int] = {}
+
+    def lose_books(self) -> None:
+        """Somebody deleted the keys `meta` and `offered`: sessions, tickets and leases are there still."""
         self.terms: Terms | None = None
         self.run_id = ""
         self.now = self.last = self.token = self.stamp = 0
@@ -107,12 +118,7 @@ class Pool:
         self.offer_epoch: tuple[str, int] | None = None
         self.offer: dict[str, str] = {}
         self.version = 0
-        self.published: dict[str, Any] | None = None
-        self.sessions: dict[str, Session] = {}
-        self.tickets: dict[str, Ticket] = {}
         self.cards: dict[str, Card] = {}
-        self.tombs: dict[str, str] = {}
-        self.parked: dict[str, int] = {}
 
     # What is there
 
@@ -194,14 +200,15 @@ class Pool:
 
     def _open_epoch(self, *, missing: bool, known: bool | None) -> None:
         self.run_id = self.server.run_id
-        self.epoch = (self.run_id, self.server.wall_ms)
         if not missing and not self.frozen_until:
             self.was_guarded = "1" if self.guarded else "0"
-        self.token = self.epoch_token = max(self.token, self.server.wall_ms)
+        survived = [t.token for t in self.tickets.values() if t.state in HOLDS]
+        self.token = self.epoch_token = max(self.token, self.server.wall_ms, *survived if missing else ())
+        self.epoch = (self.run_id, self.token)
         ttl = self.agreed.ttl_ms
         if not missing:
             self._freeze(ttl, "data_lost" if self.frozen_until else "store_changed")
-        elif known is not False or self.server.flushed or self.server.promoted:
+        elif survived or known is not False or self.server.flushed or self.server.promoted:
             self._freeze(ttl, "data_lost")
         else:
             if self.server.uptime_s * 1000 < ttl:
@@ -309,13 +316,20 @@ class Pool:
 
     def _hold(self, t: Ticket, keys: tuple[str, ...]) -> None:
         self.token += 1
+        if t.state != "new":
+            self._outlast(t)
         t.state, t.token, t.gpus, t.granted_ms, t.chosen = "held", self.token, keys, self.now, ()
         self._renew(t)
 
     def _renew(self, t: Ticket) -> None:
         t.ends_ms = max(t.ends_ms, self.now + t.lock_timeout_ms) if t.state == "held" else t.ends_ms
 
+    def _outlast(self, t: Ticket) -> None:
+        """What its process keeps alive ends with the process's session, never before it."""
+        t.lock_timeout_ms = max(t.lock_timeout_ms, SESSIONS_OUTLASTED * self.agreed.ttl_ms)
+
     def _confirm(self, t: Ticket) -> None:
+        self._outlast(t)
         t.state, t.ends_ms = "held", self.now + t.lock_timeout_ms
 
     # How things end
@@ -429,11 +443,12 @@ class Pool:
         return t
 
     def _assert_lease(self, session: str, b: BroughtLease) -> bool:
-        """While frozen a lease has its gpus back, unless a higher token, or a budget, sits there."""
+        """While frozen a lease has its gpus back, unless a higher token sits there."""
         stands = self.tickets.get(b.id)
         if b.id in self.tombs:
             return False
         if stands and stands.state == "held" and (stands.session, stands.token) == (session, b.token):
+            stands.asserted = self.epoch if self.frozen_until else stands.asserted
             return True
         if self.how_opened == "never_used" and not self.frozen_until:
             self._freeze(self.agreed.ttl_ms, "data_lost")
@@ -441,24 +456,50 @@ class Pool:
             return False
         if stands and (stands.state in ("held", "member") or stands.token > b.token):
             return False
-        wants = Wants.parse(b.wants)
-        there = {t.id: t for key in b.gpus for t in self.holders(key) if t.id != b.id}
-        if any(t.token > b.token for t in there.values() if t.wants.exclusive):
+        goes = self._who_gives_way(b)
+        if goes is None:
             return False
-        if wants.exclusive and any(not t.wants.exclusive for t in there.values()):
-            return False
-        for key in b.gpus:
-            memory_mib = self.card(key).gpu.memory_mib
-            used = sum(t.wants.memory_mib for t in self.holders(key) if t.id != b.id and not t.wants.exclusive)
-            if not wants.exclusive and memory_mib and used + wants.memory_mib > memory_mib:
-                return False
-        for t in there.values():
-            if t.wants.exclusive:
+        for t in goes:
+            if t.wants.exclusive or Wants.parse(b.wants).exclusive or not self._is_doubtful(t):
                 self._end_lease(t, "overruled")
+            else:  # it may be asserted yet
+                del self.tickets[t.id]
         self.token = max(self.token, b.token)
         t = self._take_up(session, b, "held")
-        t.token, t.gpus, t.granted_ms, t.ends_ms = b.token, b.gpus, self.now - b.age_ms, self.now + b.lock_timeout_ms
+        self._outlast(t)
+        t.token, t.gpus, t.granted_ms, t.ends_ms = b.token, b.gpus, self.now - b.age_ms, self.now + t.lock_timeout_ms
+        t.asserted = self.epoch
         return True
+
+    def _is_proven(self, t: Ticket) -> bool:
+        """Whether it was granted in this epoch, or asserted since."""
+        return t.token > self.epoch_token or t.asserted == self.epoch
+
+    def _is_doubtful(self, t: Ticket) -> bool:
+        return not self._is_proven(t) and not t.members
+
+    def _who_gives_way(self, b: BroughtLease) -> list[Ticket] | None:
+        """Whoever the lease cannot be beside, or None if one of them stays.
+
+        Beside a whole card nobody is: the lower token is over. Of budgets that do not fit somebody is over, and first
+        in doubt is who has not been asserted, then the lowest token.
+        """
+        wants, goes = Wants.parse(b.wants), list[Ticket]()
+        for key in b.gpus:
+            there = [t for t in self.holders(key) if t.id != b.id and t not in goes]
+            whole = [t for t in there if t.wants.exclusive or wants.exclusive]
+            budgets = sorted(
+                [t for t in there if t not in whole], key=lambda t: (self._is_proven(t) or bool(t.members), t.token)
+            )
+            memory_mib = self.card(key).gpu.memory_mib
+            goes += whole
+            if any(t.token > b.token for t in whole):
+                return None
+            while memory_mib and sum(t.wants.memory_mib for t in budgets) + wants.memory_mib > memory_mib:
+                if not budgets or (budgets[0].token > b.token and not self._is_doubtful(budgets[0])):
+                    return None
+                goes.append(budgets.pop(0))
+        return goes
 
     def request(  # noqa: C901 - the verb with the most answers, in one place as an oracle should
         self,
@@ -502,6 +543,8 @@ class Pool:
             if not self.offer and wants == Wants() and not self.frozen_until:
                 wants = Wants(keys=("gpu_lock:0",))
             t = Ticket(id, session, wants, priority, lock_timeout_ms, self.now, 0, "new")
+            if inside and self._in_doubt(inside[0]):
+                return self._again(t) if wait else ("busy",)
             lease = self._joinable(session, inside)
             if lease is not None and self._covers(lease, wants):
                 t.state, t.of, t.token, t.gpus = "member", lease.id, lease.token, lease.gpus
@@ -547,7 +590,7 @@ class Pool:
             self._confirm(t)
         if t.state == "held" and not (late and self.frozen_until):
             return self._granted(t)
-        if t.state == "member":
+        if t.state == "member" and not self._in_doubt(t.of):
             return ("joined", t.token, t.of, frozenset(t.gpus))
         ids = [other.id for other in self.queue()]
         place = ids.index(t.id) + 1 if t.id in ids else 0
@@ -556,6 +599,11 @@ class Pool:
     def _granted(self, t: Ticket) -> Said:
         begun = t.stamp if t.granted_ms is None else t.granted_ms
         return ("granted", t.token, frozenset(t.gpus), max(0, begun - t.stamp))
+
+    def _in_doubt(self, lease: str) -> bool:
+        """Whether the frozen pool does not know if that lease stands: its holder has not said so yet."""
+        there = self.tickets.get(lease)
+        return bool(self.frozen_until) and lease not in self.tombs and not (there and self._is_proven(there))
 
     def _joinable(self, session: str, inside: tuple[str, int] | None) -> Ticket | None:
         lease = self.tickets.get(inside[0]) if inside else None
@@ -604,7 +652,7 @@ class Pool:
         if t.state not in (*HOLDS, "member") or (t.session, t.token) != (session, token):
             return ("lapsed",)
         late = self._is_of_before(t)
-        if (t.state == "claim" or late) and self.frozen_until:
+        if ((t.state == "claim" or late) and self.frozen_until) or (t.of and self._in_doubt(t.of)):
             return ("frozen", max(0, self.frozen_until - self.now), self.frozen_why)
         if late:
             self._token_anew(t)
@@ -649,6 +697,7 @@ class Pool:
             t = self.tickets.get(id)
             if t and (t.session, t.token) == (session, token) and t.state in ("held", "member"):
                 lease = self.tickets[t.of] if t.of else t
+                self._outlast(lease)
                 self._renew(lease)
                 stops |= {id} if lease.stop else set()
             elif not self.frozen_until:

@@ -170,6 +170,7 @@ async def test_a_body_error_comes_out_as_it_is_and_releases(server: Server, pool
         assert not snapshot(server, pool).leases
 
 
+@pytest.mark.filterwarnings("ignore:.*was dropped:ResourceWarning")
 def test_a_closed_loop_leaves_no_ticket(server: Server, pool: str) -> None:
     """`asyncio.run` cancels what is left; the wait that was under way must not stay in the queue."""
     offer(server, pool, simulated(1))

@@ -238,7 +238,11 @@ def test_bad_arguments_are_refused_before_anything_is_sent() -> None:
         ({"priority": 1000}, ImpossibleRequest, "-100 to 100"),
         ({"nested": "perhaps"}, ConfigError, "nested"),
         ({"heartbeat": "never"}, ConfigError, "heartbeat"),
-        ({"warning": "2h", "hard_timeout": "1h"}, ConfigError, "warning <= "),
+        ({"memory": 8}, ImpossibleRequest, "memory=8 means 8 MiB; write '8GiB'"),
+        ({"warning": "2h", "hard_timeout": "1h"}, ConfigError, "warning <= .* warning 7200 s, hard_timeout 3600 s"),
+        ({"max_wait": "5m"}, TypeError, "no argument 'max_wait'; did you mean 'max_wait_time'"),
+        ({"wait": "5m"}, TypeError, "did you mean 'max_wait_time'"),
+        ({"bogus": 1}, TypeError, "it has lock_key, timeout, "),
     ):
         with pytest.raises(error, match=text):
             gpu_lock(**arguments)

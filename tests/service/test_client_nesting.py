@@ -7,6 +7,7 @@ import contextvars
 import functools
 import logging
 import threading
+import warnings
 
 import pytest
 
@@ -183,6 +184,7 @@ def test_a_thread_that_waits_for_its_own_process_is_named_and_one_with_the_conte
     assert caplog.text.count("while this process itself holds GPU 0") == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*blocks that loop:RuntimeWarning")
 def test_a_sync_block_in_an_event_loop_is_granted_at_once_or_refused(server: Server, pool: str) -> None:
     """It may not block the loop that must release what it waits for."""
     offer(server, pool, simulated(1))
@@ -203,6 +205,31 @@ def test_a_sync_block_in_an_event_loop_is_granted_at_once_or_refused(server: Ser
 
     with client_here(server.url, pool):
         asyncio.run(main())
+
+
+def test_a_sync_block_in_an_event_loop_is_warned_of_where_it_is_written(server: Server, pool: str) -> None:
+    """On a free machine all tests would pass without `async`, and the first busy day would not."""
+    offer(server, pool, simulated(1))
+
+    @gpu_lock()
+    def decorated() -> None:
+        pass
+
+    async def main() -> None:
+        for _ in range(3):
+            with gpu_lock():
+                pass
+            decorated()
+        lease = gpu_lock().acquire_blocking(blocking=False)  # says itself that it does not wait
+        assert lease is not None
+        lease.release()
+
+    with client_here(server.url, pool), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        asyncio.run(main())
+        decorated()  # no loop runs here
+    assert [(one.category, one.filename) for one in told] == [(RuntimeWarning, __file__)] * 2
+    assert all("use 'async with gpu_lock()'" in str(one.message) for one in told)
 
 
 def test_a_process_uses_many_loops_one_after_another(server: Server, pool: str) -> None:

@@ -162,6 +162,7 @@ async def test_joined_bodies_are_cleaned_up_with_the_lease(server: Server, pool:
     assert said == ["inner", "outer"]
 
 
+@pytest.mark.filterwarnings("ignore:.*blocks that loop:RuntimeWarning")
 async def test_an_exit_does_not_wait_for_the_clean_up(
     server: Server, pool: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

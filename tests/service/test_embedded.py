@@ -326,6 +326,9 @@ def test_a_second_daemon_is_refused_by_either_folder(folders: Folders) -> None:
         refusal = f"another daemon (pid {os.getpid()}) uses the"
         assert f"{refusal} runtime folder" in second(folders.runtime, folders.state + "-b")
         assert f"{refusal} state folder" in second(folders.runtime + "-b", folders.state)
+        refused = second(folders.runtime, folders.state)
+        missing = [one for one in ("--socket", "--state-dir", "--listen", "GPULOCKD_SOCKET") if one not in refused]
+        assert not missing, "it would be said error by error"
     assert second(folders.runtime, folders.state) == "in"
 
 

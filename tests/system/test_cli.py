@@ -93,6 +93,7 @@ def test_status_of_one_gpu_and_of_none(held: Daemon) -> None:
     assert len(said(held, "status", "1")["gpus"]) == 1
     uuid = said(held, "status")["gpus"][0]["uuid"]
     assert said(held, "status", uuid)["gpus"][0]["index"] == 0
+    assert said(held, "status", uuid[:-1])["gpus"], "as `run --gpu` takes it"
     missing = call(held, "status", "9")
     assert missing.returncode == 1
     assert "hint:" in missing.stderr
@@ -202,6 +203,10 @@ def test_usage_errors_give_2_and_name_the_nearest_command() -> None:
     assert typo.returncode == 2
     assert "did you mean 'status'?" in typo.stderr
     assert call(None, "status", "--nope").returncode == 2
+    option = call(None, "run", "--timeut", "2h", "--", "true")
+    assert option.returncode == 125
+    assert "did you mean '--timeout'?" in option.stderr
+    assert "did you mean" not in call(None, "status", "--nope").stderr
     assert call(None).returncode == 2
     assert call(None, "--help").returncode == 0
     assert call(None, "run", "--help").returncode == 0

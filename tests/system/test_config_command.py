@@ -103,7 +103,8 @@ def test_get_prints_one_value(daemon: Daemon) -> None:
     assert ok(daemon, "get", "gpu_lock.max_wait_time") == "900\n"
     assert ok(daemon, "get", "web.writes") == "token\n"
     assert said(daemon, "get", "gpu_lock")["max_wait_time"] == 900
-    assert "did you mean 'gpu_lock.poll_interval'?" in refused(daemon, 1, "get", "gpu_lock.pol_interval")
+    for slip in ("gpu_lock.pol_interval", "gpu_lock.pol"):
+        assert "did you mean 'gpu_lock.poll_interval'?" in refused(daemon, 1, "get", slip)
 
 
 def test_values_read_as_yaml() -> None:

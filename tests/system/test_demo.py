@@ -147,6 +147,7 @@ def test_beside_another_it_takes_its_own_folder_and_port(base: Path, demos: list
     assert "another gpulockd uses" in second.said
     assert "is taken, so HTTP is on port" in second.said
     private = Path(re.findall(r"keeps to itself in (\S+)", second.said)[0])
+    assert f"GPULOCKD_SOCKET={private} " in second.said, "nobody would know how to reach it"
     second.process.terminate()
     assert second.process.wait(60) == 0
     assert not private.exists()

@@ -349,7 +349,13 @@ def test_a_socket_that_is_closed_to_this_user_is_told_from_one_that_is_not_there
     with one_daemon(config=QUICK) as daemon:
         os.chown(daemon.socket, 65534, 65534)
         os.chmod(daemon.socket, 0o600)
-        doctor(daemon, prefix=closed).line("daemon", "fail", "not permitted", "as root")
+        store = daemon.store_url.removeprefix("unix://")
+        os.chown(store, 65534, 65534)
+        os.chmod(store, 0o700)
+        said = doctor(daemon, prefix=closed)
+        said.line("daemon", "fail", "not permitted", "as root")
+        said.line("redis", "fail", "is closed to user", "as root")
+        assert not [one for one in said.findings if one["level"] == "fail" and "serve" in one["remedy"]]
 
 
 def test_a_command_of_another_version_than_the_daemon_is_said(daemon: Daemon) -> None:

@@ -219,9 +219,12 @@ async def test_who_was_granted_without_the_daemon_and_dies_keeps_nobody_waiting(
         with holders(tmp_path / "h", daemon) as start:
             dead, stranger = start.start("dead"), None
             await until(lambda: is_granted(daemon))
-            dead.send(signal.SIGSTOP if it_dies == "after that" else signal.SIGKILL)
-            if it_dies.startswith("and"):
+            if it_dies == "after that":
+                dead.send(signal.SIGSTOP)  # or it would name itself to the guard
+            else:
+                dead.send(signal.SIGKILL)
                 dead.process.wait()
+            if it_dies.startswith("and"):
                 stranger = with_pid(dead.process.pid)
             try:
                 async with running_daemon(config=PATIENT, base=base):

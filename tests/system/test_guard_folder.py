@@ -51,7 +51,12 @@ async def test_a_user_who_may_not_open_the_store_is_told_at_once(tmp_path: Path)
             folder.chmod(0o755)
         program = "import os; os.setuid(65534); import gpulockd.client.finding as f; f.find_store()"
         env = clean_env(GPULOCKD_SOCKET=daemon.socket)
-        asks = [sys.executable, "-c", f"import gpulockd.client.finding; {program}"]
+        asks = [sys.executable, "-c", f"import grp, gpulockd.client.finding; {program}"]
         said = subprocess.run(asks, env=env, capture_output=True, text=True, timeout=60, check=False)
         assert "ConfigError" in said.stderr
-        assert "--group-add" in said.stderr
+        assert "run as root; " in said.stderr and "group" not in said.stderr, "its store is for no group"
+        store = daemon.store_url.removeprefix("unix://")
+        os.chown(store, 0, 4243)
+        os.chmod(store, 0o660)
+        said = subprocess.run(asks, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert "join the group 4243" in said.stderr and "docker: --group-add 4243" in said.stderr

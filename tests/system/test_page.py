@@ -207,6 +207,18 @@ def test_release_by_button_asks_and_takes_the_right_token_only(browser: Any, lit
         assert len(seen.complaints) == 1 and "401" in seen.complaints[0]
 
 
+def test_what_ended_before_it_was_released_is_said_in_the_words_of_a_page(browser: Any, lit: Stage) -> None:
+    """The cure of an API, another route to ask, is none for who sits before a page that has just asked it."""
+    with tab(browser, lit) as seen:
+        seen.page.evaluate("token => sessionStorage.setItem('gpulockd-token', token)", lit.daemon.token)
+        with lit.held("gone-soon", gpus=[1]):
+            seen.sees("#gpu-1 .job", "gone-soon")
+            seen.push("#gpu-1", "release")
+        seen.confirm("release")
+        seen.sees("#said", "it has ended meanwhile; here is what there is now")
+        seen.sees("#gpu-1 .state", "free")
+
+
 def test_drain_rollback_and_acknowledge_by_button(browser: Any, lit: Stage) -> None:
     """An operator at the page needs no shell."""
     with tab(browser, lit) as seen:

@@ -20,7 +20,7 @@ def test_the_next_waits_until_the_one_before_has_left() -> None:
     first, second = lease("a", 1, "gpu_lock:0"), lease("b", 2, "gpu_lock:0")
     fence.enter(first)
     assert fence.ask(second) == Waits((first,))
-    assert fence.leave("a") is first
+    assert fence.leave("a", "a") is first
     fence.remove("a")
     assert fence.ask(second) == Admitted()
 
@@ -38,7 +38,7 @@ def test_a_lease_that_was_left_does_not_begin_again_but_a_later_grant_of_its_tic
     """Its release is on the way to the ledger: so a late "lapsed", answered with a leave, let two in (a schedule)."""
     fence = Fence()
     fence.enter(lease("a", 5, "gpu_lock:0"))
-    assert fence.leave("a") is not None
+    assert fence.leave("a", "a") is not None
     fence.remove("a")
     assert fence.ask(lease("a", 5, "gpu_lock:0")) == Refused("it was left")
     assert fence.ask(lease("a", 6, "gpu_lock:0")) == Admitted()
@@ -63,8 +63,8 @@ def test_a_lease_is_over_only_when_its_last_party_has_gone() -> None:
     fence = Fence()
     fence.enter(lease("a", 1, "gpu_lock:0"))
     assert fence.join("a", Party(ticket="child", session="s2"))
-    assert fence.leave("a") is None
-    left = fence.leave("child", "dead")
+    assert fence.leave("a", "a") is None
+    left = fence.leave("a", "child", "dead")
     assert left is not None
     assert left.id == "a"
 
@@ -76,7 +76,7 @@ def test_a_hello_ends_what_it_does_not_list_but_nothing_later() -> None:
         one = lease(id, token, f"gpu_lock:{token}")
         one.parties[0].session = "s"
         fence.enter(one)
-    assert [party.ticket for party in unlisted(fence, "s", [], as_of=7)] == ["old"]
+    assert [party.ticket for _, party in unlisted(fence, "s", [], as_of=7)] == ["old"]
     assert unlisted(fence, "s", ["old"], as_of=7) == []
     assert unlisted(fence, "another", [], as_of=99) == []
 
@@ -91,7 +91,7 @@ def test_never_two_that_exclude_each_other(steps: list[tuple[int, bool, int, str
             asked.append(lease(f"t{number}", number + 1, GPUS[gpu], GPUS[(gpu + which) % 3], exclusive=exclusive))
         candidates = asked[which % len(asked) :] if asked else []
         for one in candidates[:1]:
-            if what == "l" and fence.leave(one.id) is not None:
+            if what == "l" and fence.leave(one.id, one.id) is not None:
                 fence.remove(one.id)
             elif fence.ask(one) == Admitted():
                 fence.enter(one)

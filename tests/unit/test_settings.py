@@ -168,6 +168,7 @@ def test_what_does_not_fit_together_is_refused(tree: dict[str, Any], path: str) 
     with pytest.raises(ConfigError) as caught:
         settings_from(nested(tree))
     assert caught.value.path == path
+    assert "warning <=" not in caught.value.message or " s, " in caught.value.message, "the values are named"
     assert any(said.startswith(named) for said in tree for named in caught.value.involved)
 
 

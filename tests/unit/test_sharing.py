@@ -32,10 +32,10 @@ def test_one_users_waiting_leases_leave_room_for_anothers() -> None:
 
     def asks(uid: int, number: int) -> bool:
         lease = Lease(id=f"{uid}-{number}", token=number, gpus=("gpu_lock:0",), exclusive=True)
-        return room.put(lease, Caller(None, uid, lambda _: None))
+        return room.put(lease, callers.setdefault(uid, Caller(None, uid, lambda _: None)))
 
-    room = Anteroom(most=64)
+    room, callers = Anteroom(most=64), dict[int, Caller]()
     assert sum(asks(1, number) for number in range(1, 1000)) == 32
     assert asks(1, 32), "the same lease asks again"
     assert asks(os.getuid() + 2, 1)
-    assert [lease.token for lease, _ in room.latest_first()][:2] == [32, 31]
+    assert [lease.token for lease, _ in room.in_turn()][:2] == [32, 31]

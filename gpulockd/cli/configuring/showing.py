@@ -70,8 +70,9 @@ def _found(said: Record, path: str) -> object:
     try:
         return at(said["settings"], path)
     except KeyError:
-        known = [*flat(said["settings"]), *said["settings"]]
-        near = difflib.get_close_matches(path, known, n=1)
+        # A setting first: its block is as near to a slip in its name as itself is.
+        near = difflib.get_close_matches(path, flat(said["settings"]), n=1)
+        near = near or difflib.get_close_matches(path, said["settings"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "'gpulockd config show --origin' lists them"
         raise CommandError(f"there is no setting {path!r}", hint, NEGATIVE) from None
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpulockd.cli.doctoring.finding import Finding, Host, fail, ok, warn
-from gpulockd.client.finding import Closed, Whereabouts, find_store
-from gpulockd.errors import GpuLockError, StoreUnavailable
+from gpulockd.client.finding import Whereabouts, find_store
+from gpulockd.errors import ConfigError, GpuLockError, StoreUnavailable
 from gpulockd.ledger.address import without_secret
 from gpulockd.ledger.examination import Examined, Foreigners, examine, foreign_keys
 from gpulockd.ledger.keys import FLEET_POOLS
@@ -27,14 +27,11 @@ def look(host: Host) -> Iterator[Finding]:
     """Say which store the programs here use, and how it is."""
     try:
         found = find_store()
-    except Closed as closed:
-        yield fail(CHECK, closed.what, closed.cure)
+    except ConfigError as wrong:
+        yield fail(CHECK, wrong.message.removesuffix(f": {wrong.cure}"), wrong.cure or "correct GPULOCKD_REDIS_URL")
         return
-    except StoreUnavailable as unknown:
+    except GpuLockError as unknown:
         yield fail(CHECK, unknown.message, "start 'gpulockd serve', or set GPULOCKD_REDIS_URL")
-        return
-    except GpuLockError as wrong:
-        yield fail(CHECK, wrong.message, "correct GPULOCKD_REDIS_URL")
         return
     yield from _whose(found, host)
     try:

@@ -13,9 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gpulockd.contrib.asgi.living import lifespan
-from gpulockd.contrib.asgi.middleware import GpuMiddleware
-from gpulockd.contrib.asgi.status import status_app
+from gpulockd.contrib.extras import extra
+
+with extra("fastapi"):
+    from gpulockd.contrib.asgi.living import lifespan
+    from gpulockd.contrib.asgi.middleware import GpuMiddleware
+    from gpulockd.contrib.asgi.status import status_app
 
 if TYPE_CHECKING:
     from gpulockd.contrib.asgi.dependency import gpu
@@ -27,6 +30,7 @@ def __getattr__(name: str) -> Any:
     """`gpu` is loaded when it is first used, for it needs FastAPI; the rest needs Starlette only."""
     if name != "gpu":
         raise AttributeError(f"module 'gpulockd.contrib.asgi' has no attribute {name!r}")
-    value = import_module("gpulockd.contrib.asgi.dependency").gpu
+    with extra("fastapi"):
+        value = import_module("gpulockd.contrib.asgi.dependency").gpu
     globals()[name] = value
     return value

@@ -12,6 +12,7 @@ from gpulockd.client.wishes import Duration
 from gpulockd.contrib.asgi.options import Options
 from gpulockd.contrib.looking import Looks
 from gpulockd.errors import GpuLockError, GpuLockTimeout
+from gpulockd.units import parse_duration_s
 
 UNKNOWN_S = 10
 """What `Retry-After` says (in seconds) where nobody can tell how long the holders stay."""
@@ -31,10 +32,14 @@ class Wish:
     """What a route asks for and how its refusals sound. What holders are called is not told to strangers."""
 
     def __init__(self, wait: Duration, **options: Unpack[Options]) -> None:
-        """:param wait: how long a request may wait for its GPU (seconds or "2s")"""
-        self._wait = wait
+        """:param wait: how long a request may wait for its GPU (seconds or "2s")
+        :raises TypeError: for `max_wait_time`, which `wait` is
+        """
+        if "max_wait_time" in options:
+            raise TypeError("a route has no 'max_wait_time'; it is called 'wait' here")
+        self._wait = parse_duration_s(wait, "wait")
         self._options = options
-        self._lock = gpu_lock(max_wait_time=wait, **options)
+        self._lock = gpu_lock(max_wait_time=self._wait, **options)
         self._named: dict[str, gpu_lock] = {}
         self._looks = Looks(options.get("pool"))
 

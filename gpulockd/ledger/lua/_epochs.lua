@@ -34,6 +34,18 @@ epochs = room(function(epochs)
     return true
   end
 
+  -- Somebody may have deleted the books by hand, and the leases still stand: they sit on their gpus as before. Where
+  -- these are no longer offered, they are slots until they are.
+  local function leases_survived()
+    local survivors = tickets.granted()
+    for _, t in ipairs(survivors) do books.raise_token(t.token) end
+    redis.call('DEL', names.gpus)
+    if survivors[1] then gpus.count_anew() end
+    local last = redis.call('XREVRANGE', names.events, '+', '-', 'COUNT', 1)[1]
+    if last then meta.seq = math.max(meta.seq, tonumber(string.match(last[1], '%d+'))) end
+    return survivors[1]
+  end
+
   function epochs.open(run_id, terms, known_pool)
     local info = server.info('server')
     local missing = not meta.run_id
@@ -42,6 +54,7 @@ epochs = room(function(epochs)
       for _, name in ipairs({'offered', 'guarded', 'frozen_until', 'version'}) do meta[name] = '0' end
       books.note('was_guarded', 'unknown')
       gpus.offer('[]')
+      known_pool = leases_survived() and '1' or known_pool
     end
     books.raise_token(books.wall_ms)
     meta.seq = math.max(meta.seq, books.wall_ms)

@@ -7,6 +7,7 @@ gpus = room(function(gpus)
   local on                    -- offered gpu -> record; kept for the next call if that reads the same text
   local changed               -- does the text no longer say what the records do?
   local slots = {}            -- key without hardware -> record, read once a script
+  local looked                -- has this script looked whether somebody has deleted the hash `gpus`?
   local parsed, wants_known = {}, 0   -- text -> wants, over many calls
   local lists, lists_known = {}, 0    -- keys joined -> keys, over many calls
 
@@ -52,8 +53,25 @@ gpus = room(function(gpus)
   function gpus.get(key)
     local g = (on or read())[key] or slots[key]
     if g then return g end
-    slots[key] = record(key, redis.call('HGET', names.gpus, key))
+    local packed = redis.call('HGET', names.gpus, key)
+    if not packed and not looked then
+      looked = true
+      if redis.call('ZCARD', names.due) > 0 and redis.call('EXISTS', names.gpus) == 0 then gpus.count_anew() end
+    end
+    slots[key] = slots[key] or record(key, packed)
     return slots[key]
+  end
+
+  -- Nothing sits on a slot, or somebody has deleted the key that says what does: the leases say it too.
+  function gpus.count_anew()
+    looked = true
+    for _, t in ipairs(tickets.granted()) do
+      local on_slots = {}
+      for _, key in ipairs(gpus.split(t.gpus)) do
+        if not meta.cards[key] then on_slots[#on_slots + 1] = key end
+      end
+      gpus.occupy(gpus.wants(t.wants), on_slots, t.id)
+    end
   end
 
   function gpus.offered()
@@ -61,7 +79,7 @@ gpus = room(function(gpus)
   end
 
   function gpus.forget()
-    on, changed = nil, false
+    on, changed, looked = nil, false, false
     if next(slots) then slots = {} end
   end
 

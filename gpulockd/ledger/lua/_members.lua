@@ -23,9 +23,18 @@ members = room(function(members)
     return mine and mine == redis.call('HGET', names.base .. 'session:' .. other, 'boot_id')
   end
 
+  -- While the pool is frozen, is it open whether the lease `id` stands? The books of before may have one that is over,
+  -- and lack one whose holder has not been heard yet.
+  function members.in_doubt(id)
+    local lease = books.frozen() and tickets.get(id)
+    if not books.frozen() or lease and tickets.is_proven(lease) then return false end
+    return redis.call('EXISTS', names.base .. 'done:' .. id) == 0
+  end
+
   -- Lets ticket `t` into the lease `id` with `token`. Returns the lease and 'joined', 'more' (it asks for more than the
-  -- lease has), or nil if there is no such lease any more.
+  -- lease has), or nil if there is no such lease any more; 'in_doubt' as its second.
   function members.join(t, id, token)
+    if members.in_doubt(id) then return nil, 'in_doubt' end
     local lease = tickets.get(id)
     if not lease or lease.state ~= 'held' or text(lease.token) ~= token then return nil end
     if not same_boot(t.session, lease.session) then return nil end

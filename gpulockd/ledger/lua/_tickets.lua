@@ -5,6 +5,7 @@
 tickets = room(function(tickets)
   local CORE = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n([^\n]*)\n(.*)$'
   local CORES_KNOWN = 2048
+  local SESSIONS_OUTLASTED = 3   -- as in gpulockd/client/table.py
   local known = {}   -- id -> ticket, read once a script: all who change a ticket change the same table
   local cores, cores_known = {}, 0   -- text -> what it says, over many calls: a ticket is read as it was written
 
@@ -120,6 +121,7 @@ tickets = room(function(tickets)
   function tickets.hold(t, keys)
     local w, is_new = gpus.wants(t.wants), not t.state
     local via = is_new and '' or ',"via":"poll"'
+    if not is_new then tickets.outlast(t) end
     t.token = books.next_token()
     gpus.occupy(w, keys, t.id)
     due.not_before(books.now + t.lock_timeout_ms)
@@ -133,9 +135,26 @@ tickets = room(function(tickets)
   -- A claim whose winner has spoken.
   function tickets.confirm(t)
     t.state = 'held'
+    tickets.outlast(t)
     tickets.write(t)
     due.at(books.now + t.lock_timeout_ms, 'lease:' .. t.id)
     books.emit('lock_acquired', tickets.told(t) .. ',"via":"doorbell"')
+  end
+
+  -- All claims and leases: each has its own end.
+  function tickets.granted()
+    local list = {}
+    for _, entry in ipairs(redis.call('ZRANGE', names.due, 0, -1)) do
+      local id = string.match(entry, '^lease:(.+)$')
+      local t = id and tickets.get(id)
+      if t and (t.state == 'claim' or t.state == 'held') then list[#list + 1] = t end
+    end
+    return list
+  end
+
+  -- Was it granted in this epoch, or has somebody said since that it stands? Else it may be over in writes that are lost.
+  function tickets.is_proven(t)
+    return not books.is_of_before(t.token) or t.asserted == meta.epoch
   end
 
   -- A grant of before this epoch whose body begins only now: those that began meanwhile had higher tokens.
@@ -143,6 +162,15 @@ tickets = room(function(tickets)
     t.token = books.next_token()
     books.take(0)
     tickets.write(t)
+  end
+
+  -- What its process keeps alive ends with the process's session, never before it: it may have been asked for when the
+  -- pool's ttl was shorter. Returns whether that changes the ticket.
+  function tickets.outlast(t)
+    local least_ms = SESSIONS_OUTLASTED * meta.ttl_ms
+    if t.lock_timeout_ms >= least_ms or string.find(t.job, '"heartbeat":"manual"', 1, true) then return false end
+    t.lock_timeout_ms = least_ms
+    return true
   end
 
   -- A sign of life of a holder or member: the lease's own end moves on.

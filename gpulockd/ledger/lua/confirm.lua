@@ -14,7 +14,8 @@ if not t then return books.answer('gone', redis.call('GET', names.base .. 'done:
 local gone_on = t.state ~= 'claim' and t.state ~= 'held' and t.state ~= 'member'
 if gone_on or t.session ~= ARGV[1] or text(t.token) ~= ARGV[3] then return books.answer('lapsed') end
 local is_of_before = t.state ~= 'member' and books.is_of_before(t.token)
-if (t.state == 'claim' or is_of_before) and books.frozen() then
+local in_doubt = t.state == 'member' and members.in_doubt(t.of)
+if in_doubt or (t.state == 'claim' or is_of_before) and books.frozen() then
   return books.answer('frozen', text(books.frozen_ms()), meta.frozen_why or '')
 end
 if is_of_before then tickets.token_anew(t) end

@@ -36,6 +36,7 @@ for i = 3, #ARGV, 2 do
   if stands and (t.state == 'held' or t.state == 'member') then
     -- Only its own words count for a task that reports by itself.
     local lease = t.state == 'member' and tickets.get(t.of) or t
+    if tickets.outlast(lease) then tickets.write(lease) end
     if not string.find(lease.job, '"heartbeat":"manual"', 1, true) then tickets.renew(t) end
     if lease.stop or lease.asked then stops[#stops + 1] = t.id
     elseif lease.level == 'soft' and not lease.unrung then rung[#rung + 1] = t.id end

@@ -49,7 +49,7 @@ if t then
   end
   if t.state == 'claim' and not books.frozen() then tickets.confirm(t) end
   if t.state == 'held' then return granted(t) end
-  if t.state == 'member' then return joined(t) end
+  if t.state == 'member' then return members.in_doubt(t.of) and waiting() or joined(t) end
   if books.frozen() and t.state ~= 'away' then return waiting() end
   local kind, detail
   if not books.frozen() then kind, detail = limits.refusal(gpus.wants(t.wants), nobody_waits) end
@@ -66,6 +66,8 @@ else
   if ARGV[11] ~= '' then
     local _, how = members.join(t, ARGV[11], ARGV[12])
     if how == 'joined' then return joined(t) end
+    -- Behind the lease that it belongs to it could wait for ever, so it takes no place before the freeze is over.
+    if how == 'in_doubt' then return waits and waiting() or books.answer('busy') end
     more = how == 'more'
     if more then waits = false end
   end

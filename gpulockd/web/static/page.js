@@ -241,6 +241,7 @@
       }
       const said = await answer.json().catch(() => ({}));
       if (answer.ok) say([said.message || done, ...checked(said.checks)].join("\n"));
+      else if (answer.status === 404) say("it has ended meanwhile; here is what there is now");
       else say(`${said.detail || answer.statusText}${said.hint ? `: ${said.hint}` : ""}`);
       want([...QUICK, ...SLOW]);
     } catch {

@@ -14,6 +14,9 @@ FAULTS_S = 55.0
 BEGIN_S = 25.0
 """Within which they begin to break: what lasts longer than a session must find its time."""
 
+CANCELS_S = 3.0
+"""Within which it is cancelled some times."""
+
 JUMP_EVERY_S = 25.0
 """Belief outlasts one jump of the store's clock in a session's life, as the documentation says."""
 
@@ -105,9 +108,19 @@ class Nemesis:
         return f"{program.name} for {program.process.trapped_s:.1f} s"
 
     def cancel(self) -> str:
-        """Somebody cancels what a program does."""
+        """Somebody cancels what a program does, some times while its answers are slow."""
         program = self._one()
-        return program.cancel_one() if program is not None else "there is none"
+        if program is None:
+            return "there is none"
+        way = self.site.network.way(program.process)
+        way.slow_until, way.slowest_s = self.world.now + CANCELS_S, 0.5
+        for _ in range(self.world.dice.randint(1, 4)):
+            self.world.after(self.world.dice.uniform(0.0, CANCELS_S), self._cancel_one, program)
+        return program.name
+
+    def _cancel_one(self, program: Program) -> None:
+        if program.process.alive and not self.over:
+            program.cancel_one()
 
     # The network
 

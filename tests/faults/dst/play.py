@@ -35,6 +35,7 @@ GONE_S = 60.0
 """When all programs have ended, the ledger has ended what they left within this (in seconds of its clock)."""
 
 STEP_S = 5.0
+NOBODY = -1
 
 
 class Outcome(NamedTuple):
@@ -122,6 +123,8 @@ def _discard(world: World) -> None:
         warnings.simplefilter("ignore")
         for process in world.processes:
             process.alive = False
+            for session in process.mine.sessions.values() if process.mine is not None else ():
+                session.pid = NOBODY  # as in a forked child, where leases end nothing and say nothing
             for thread in process.threads:
                 thread.discard()
             for loop in process.loops:

@@ -205,15 +205,12 @@ class Program:
         self._asked += 1
         return f"{self.name}.{self._asked}"
 
-    def cancel_one(self) -> str:
+    def cancel_one(self) -> None:
         """Somebody cancels one of its tasks."""
         living = [task for task in self.at_work if not task.done()]
-        if not living:
-            return "there is none"
-        which = self.site.world.dice.randrange(len(living))
-        task = living[which]
-        task.get_loop().call_soon_threadsafe(task.cancel)
-        return f"{self.name} {which}"
+        if living:
+            task = self.site.world.dice.choice(living)
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     def kill(self) -> None:
         """SIGKILL."""

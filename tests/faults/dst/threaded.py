@@ -77,11 +77,8 @@ class ThreadedProgram(Program):
         while me.process.world.now < until_s:
             me.pause(until_s)
 
-    def cancel_one(self) -> str:
+    def cancel_one(self) -> None:
         """A signal handler raises in one of its threads."""
         living = [worker for worker in self._workers if not worker.ended]
-        if not living:
-            return "there is none"
-        which = self.site.world.dice.randrange(len(living))
-        living[which].interrupt(Interrupted())
-        return f"{self.name} thread {which}"
+        if living:
+            self.site.world.dice.choice(living).interrupt(Interrupted())

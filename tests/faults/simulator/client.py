@@ -213,7 +213,10 @@ class Client(Member):
         token, gpus = said[1], tuple(sorted(said[2]))
         if not self.believes(asked_at):
             return (yield from self._confirm(entry, token))
-        if (self.guarded or self.link.is_alive) and self.world.bug != "no_guard_check":
+        asks = self.guarded or self.link.is_alive
+        if not asks and self.site.is_guarded:
+            asks = yield from self.link.stands()
+        if asks and self.world.bug != "no_guard_check":
             try:
                 yield self.link.admit(entry, token, gpus)
             except GuardAway:

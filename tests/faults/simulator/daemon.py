@@ -111,7 +111,14 @@ class Daemon(Offering):
             try:
                 yield from self._round()
                 guard = self.guard
-                busy = guard.waiting or guard.fresh or guard.left or guard.dead_sessions or self._leaving or self.adopts
+                busy = (
+                    guard.waiting
+                    or guard.fence.fresh
+                    or guard.left
+                    or guard.dead_sessions
+                    or self._leaving
+                    or self.adopts
+                )
                 pause_s = ROUND_S if busy else IDLE_ROUND_S
             except Away:
                 pause_s = 0.2
@@ -125,7 +132,7 @@ class Daemon(Offering):
             yield from self.ask("end", "", session, None, "died", "session")
             guard.dead_sessions.discard(session)
         for lease in list(guard.fence.leases.values()):
-            if not lease.inside:
+            if not lease.inside and not lease.fresh:
                 self._see_out(lease)
         yield from self._compare()
         if guard.waiting:
@@ -137,7 +144,7 @@ class Daemon(Offering):
 
     def _compare(self) -> Coroutine:
         guard = self.guard
-        asked_for, fresh = dict(guard.fence.leases), set(guard.fresh)
+        asked_for = dict(guard.fence.leases)
         said, _ = yield self.store.ask(self, self.pool, "picture")
         if said[0] != "snapshot" or said[1] > 0:
             return
@@ -145,20 +152,20 @@ class Daemon(Offering):
         for id, lease in asked_for.items():
             ticket = stands.get(id)
             same = ticket is not None and ticket.token == lease.token
-            if same and ticket is not None:
-                guard.found(lease, tuple(sorted(ticket.gpus)))
+            if ticket is not None and same and (not lease.fresh or ticket.session == lease.holder.session):
+                guard.found(lease, tuple(sorted(ticket.gpus)), exclusive=lease.exclusive)
             elif guard.fence.leases.get(id) is lease:
-                yield from self._ended(lease, was_granted=id not in fresh)
+                yield from self._ended(lease)
         if self.adopts:
             self.adopts = False
             self._adopt(stands)
-        for id, (token, left_at) in list(guard.left.items()):
+        for (id, session), (token, left_at) in list(guard.left.items()):
             ticket = stands.get(id)
-            if ticket is None or ticket.token != token:
-                del guard.left[id]
+            if ticket is None or (ticket.token, ticket.session) != (token, session):
+                del guard.left[id, session]
             elif self.clock() - left_at >= UNHEARD_S:
                 yield from self.ask("end", "", id, token, "released")
-                del guard.left[id]
+                guard.left.pop((id, session), None)
         for key, state in said[3].items():
             if state in ("settling", "quarantined") and self._is_clean(key, stands):
                 yield from self.ask("report", "", key, "settled")
@@ -183,20 +190,20 @@ class Daemon(Offering):
                 )
         self.guard.doubtful = False
 
-    def _ended(self, lease: Lease, *, was_granted: bool) -> Coroutine:
+    def _ended(self, lease: Lease) -> Coroutine:
         guard = self.guard
         if lease.lost:
             return self._see_out(lease)
         said, _ = yield from self.ask("confirm", "", lease.id, 0)
         if guard.fence.leases.get(lease.id) is not lease:
             return None
-        if said[0] != "gone":
-            if not was_granted:
-                guard.fence.forget(lease)
+        if said[0] not in ("gone", "lapsed"):
+            return None
+        if lease.fresh and (said[0] == "lapsed" or said[1] == "unknown"):
+            return guard.throw_out(lease)
+        if said[0] == "lapsed":
             guard.lost(lease, "lapsed", withdrawn=True)
         elif said[1] == "unknown":
-            if not was_granted:
-                return guard.throw_out(lease)
             guard.lost(lease, "unknown", withdrawn=True)
         elif said[1] in LOST_BY and self.world.bug != "no_wait_for_death":
             guard.lost(lease, said[1])

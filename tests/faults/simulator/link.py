@@ -10,7 +10,7 @@ import msgspec
 from gpulockd.daemon.admission import Admit, Hello, LeaseWords, Leave
 from gpulockd.daemon.callers import Caller
 from tests.faults.simulator.session import GUARD_SILENCE_S, Entry
-from tests.faults.simulator.world import Task
+from tests.faults.simulator.world import Coroutine, Task, sleep
 
 if TYPE_CHECKING:
     from tests.faults.simulator.client import Client
@@ -45,11 +45,23 @@ class GuardLink:
         self._told: list[str] = []
         self._trying = False
         self._pause_s = RETRY_S
+        self._absent_until = 0.0
 
     @property
     def is_alive(self) -> bool:
         """Whether the guard stands and has spoken lately."""
         return self._daemon is not None and self.client.clock() - self._heard_at <= GUARD_SILENCE_S
+
+    def stands(self) -> Coroutine:
+        """Whether the pool's last guard answers, though the ledger has given it up: it may be cut off."""
+        client = self.client
+        if self._daemon is None and client.clock() >= self._absent_until:
+            self._connect()
+            until_s = client.clock() + CONNECT_S
+            while self._daemon is not None and not self.is_alive and client.clock() < until_s:
+                yield sleep(CONNECT_S / 20)
+            self._absent_until = client.clock() + MOST_RETRY_S
+        return self.is_alive
 
     def vouches(self, entry: Entry) -> bool:
         """Whether it has let this lease in and stands."""

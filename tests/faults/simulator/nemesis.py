@@ -45,7 +45,7 @@ class Nemesis:
         if may_jump:
             kinds.append(self.jump)
         if any(site.is_guarded for site in sites):
-            kinds += [self.kill_daemon, self.kill_daemon, self.stop_daemon]
+            kinds += [self.kill_daemon, self.kill_daemon, self.stop_daemon, self.cut_daemon]
         for _ in range(world.dice.randint(1, 7)):
             at_s, kind = world.dice.uniform(1.0, BEGIN_S), world.dice.choice(kinds)
             world.after(at_s, self._do, kind)
@@ -217,6 +217,17 @@ class Nemesis:
             site.daemon.stop()
             self.world.after(self._lasts(30.0), site.daemon.go_on)
         return ""
+
+    def cut_daemon(self, site: Site) -> str:
+        """It does not reach the store, and often no holder does."""
+        if site.daemon is None or not site.daemon.alive:
+            return "there is none"
+        site.daemon.cut_until = self.world.now + self._lasts(45.0)
+        holders = [client for client in site.clients.values() if client.alive and client.in_body]
+        cut = [client for client in holders if self.world.dice.random() < 0.7]
+        for client in cut:
+            client.cut_until = site.daemon.cut_until
+        return f"with {cut}"
 
 
 Fault = Callable[[Site], str | None]

@@ -103,8 +103,13 @@ def _judged(world: World) -> list[str]:
 
 
 def _left(ground: Ground) -> Iterator[str]:
-    """C10: when all have what they wanted, nobody is in a queue, on a gpu or in a fence."""
+    """C10: when all have what they wanted, nobody is in a queue, on a gpu or in a fence.
+
+    The ledger does what is due when somebody asks; where all are dead its keys end by their TTL.
+    """
     for site in ground.sites:
+        if not any(process.alive for process in (*site.clients.values(), site.daemon) if process is not None):
+            continue
         for ticket in ground.store.pools[site.pool].tickets.values():
             yield f"C10: {ticket.id} is still {ticket.state} in pool {site.pool}"
         for lease in site.daemon.guard.fence.leases.values() if site.daemon is not None else ():
