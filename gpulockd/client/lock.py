@@ -38,7 +38,7 @@ class gpu_lock:
     :param fallback_timeout: accepted for YiVideo's sake
     :param count: how many GPUs, all or none
     :param gpus: these GPUs, by index
-    :param memory: a memory budget on a shared card ("8GiB"); with `exclusive=True` a whole card that has it
+    :param memory: a memory budget on a shared card ("8GiB", or MiB); with `exclusive=True` a whole card that has it
     :param exclusive: whether the whole card is meant; default: yes, unless `memory` is given
     :param priority: -100 to 100, higher first; one point is worth `queue.priority_step` of waiting
     :param task: what the holder is called; default: the function's or program's name

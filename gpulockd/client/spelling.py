@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NEAR = 0.7
+"""How alike two words must be (0 to 1) for one to be meant by the other."""
+
 
 def suggests(init: F) -> F:
     """Return an `__init__` whose `TypeError` for an unknown word says which one may be meant."""
@@ -24,7 +27,8 @@ def suggests(init: F) -> F:
             if unknown is None:
                 raise
             difflib = import_module("difflib")  # slow to load, and seldom needed
-            near = difflib.get_close_matches(unknown, known, n=1) or [name for name in known if unknown in name]
+            near = difflib.get_close_matches(unknown, known, n=1, cutoff=NEAR)
+            near = near or [name for name in known if unknown in name]
             meant = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise TypeError(f"{type(self).__name__}() has no argument {unknown!r}; {meant}") from None
 

@@ -252,7 +252,11 @@ ROWS: tuple[Row, ...] = (
         number=28,
         fault="a key of ours deleted, or of a wrong type",
         promise="said; holders go on, never two; the pool comes back when the key is deleted",
-        tests=("faults/test_store.py::test_a_spoilt_key_is_said_and_never_lets_two_in",),
+        tests=(
+            "faults/test_store.py::test_a_spoilt_key_is_said_and_never_lets_two_in",
+            "lua/test_stale_books.py::test_leases_stay_on_their_gpus_when_the_books_are_deleted",
+            "lua/test_stale_books.py::test_a_slot_is_not_given_twice_when_the_key_of_all_slots_was_deleted",
+        ),
     ),
     Row(
         number=29,

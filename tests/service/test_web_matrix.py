@@ -193,6 +193,7 @@ async def test_what_is_everybodys_another_user_may_not_change(stranger: Stranger
     for body in (None, {}, {"reason": "mine"}):
         status, problem = await anyio.to_thread.run_sync(stranger.ask, row.method, target_of(row), body)
         assert (status, problem["kind"]) == (403, "forbidden")
+        assert "may not change what is everybody's" in problem["detail"]
         assert problem["hint"]
 
 

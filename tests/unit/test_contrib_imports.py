@@ -29,12 +29,12 @@ def test_a_library_that_is_missing_is_said_with_the_extra_that_brings_it(
 
 
 def test_a_routes_limit_is_called_as_its_own_argument_is() -> None:
-    """It is `wait` there, and an error that speaks of `max_wait_time` sends people looking for what they never wrote."""
+    """It is `wait` there, and an error that speaks of `max_wait_time` is of what nobody wrote."""
     pytest.importorskip("fastapi")
     from gpulockd.contrib.asgi import gpu
     from gpulockd.errors import ConfigError
 
     with pytest.raises(TypeError, match="it is called 'wait' here"):
         gpu(max_wait_time=5)  # type: ignore[call-arg] # what is meant
-    with pytest.raises(ConfigError, match="^wait: '2 s' is not a duration"):
+    with pytest.raises(ConfigError, match=r"^wait: '2 s' is not a duration"):
         gpu(wait="2 s")

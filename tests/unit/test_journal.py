@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpulockd.daemon.fence import Lease, Party
-from gpulockd.daemon.journal import MOST_LINES, Journal, RecordUnwritable
+from gpulockd.daemon.journal import MOST_BYTES, MOST_LINES, Journal, RecordUnwritable
 
 
 def lease(id: str, token: int) -> Lease:
@@ -60,6 +60,20 @@ def test_what_was_never_granted_leaves_no_token_behind(tmp_path: Path) -> None:
     journal.over(made_up, never=True)
     journal.close()
     assert Journal(str(path), "boot").load()[0].token == 3
+
+
+def test_a_record_of_long_lines_is_written_anew(tmp_path: Path) -> None:
+    """One user's leases with long names, let in and left, made it grow by 18 MB in a minute."""
+    path = tmp_path / "guard.log"
+    journal = Journal(str(path), "boot")
+    journal.load()
+    one = lease("t", 1)
+    one.gpus = tuple(f"{number:0>200}" for number in range(64))
+    for _ in range(2 * MOST_BYTES // (64 * 200)):
+        journal.entered(one)
+        journal.over(one)
+    journal.close()
+    assert path.stat().st_size < MOST_BYTES + 100_000
 
 
 def test_a_record_cut_at_any_byte_loses_at_most_its_last_line(tmp_path: Path) -> None:

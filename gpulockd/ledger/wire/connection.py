@@ -134,7 +134,7 @@ class Wire(asyncio.BufferedProtocol):
         if self._heard is not None and isinstance(reply, list) and reply[0] in MESSAGES:
             self._heard(reply[2])
             return
-        if isinstance(reply, list) and reply[0] == b"sunsubscribe":
+        if isinstance(reply, list) and reply[:1] == [b"sunsubscribe"]:  # many answers are empty
             self.abort(Moved("another server of the cluster has its keys now"))
             return
         if not self._line:
