@@ -45,6 +45,8 @@ ATTACKS: tuple[Attack, ...] = (
             f"{MATRIX}::test_another_users_lease_is_left_alone",
             f"{MATRIX}::test_what_is_everybodys_another_user_may_not_change",
             f"{MATRIX}::test_every_route_for_owners_is_tried_here",
+            f"{HERE}::test_nobody_joins_the_lease_of_another_user",
+            "system/test_guard_lies.py::test_nobody_ends_a_run_or_takes_it_from_the_fence",
         ),
     ),
     Attack(
@@ -55,6 +57,7 @@ ATTACKS: tuple[Attack, ...] = (
             f"{MATRIX}::test_another_users_lease_is_left_alone",
             f"{GUARD}::test_lies_on_the_socket_change_nothing",
             f"{HERE}::test_what_a_message_says_of_its_sender_counts_for_nothing",
+            "system/test_guard_lies.py::test_nobody_ends_a_run_or_takes_it_from_the_fence",
         ),
     ),
     Attack(
@@ -136,6 +139,7 @@ ATTACKS: tuple[Attack, ...] = (
         tests=(
             "system/test_guard_crowd.py::test_a_thousand_connections_of_one_user_keep_no_other_out",
             f"{LIMITS}::test_some_connections_are_kept_for_the_operator",
+            "unit/test_lies.py::test_lies_of_one_user_are_bounded_and_leave_nothing",
         ),
         why_not="Who speaks to the store itself has no limit: give credentials of the store to one team only.",
     ),
@@ -278,6 +282,7 @@ ATTACKS: tuple[Attack, ...] = (
         tests=(
             f"{HERE}::test_what_a_message_says_of_its_sender_counts_for_nothing",
             f"{RUNS}::test_ending_never_touches_the_one_that_ends",
+            "system/test_guard_lies.py::test_nobody_ends_a_run_or_takes_it_from_the_fence",
             f"{UNITS}::test_the_only_right_is_to_signal",
         ),
         why_not="There is no agent of its own: guard and API are one process, exposed by 1.0 (docs/systemd.md).",
