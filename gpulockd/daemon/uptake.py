@@ -136,11 +136,23 @@ class Uptake:
             if before == base:
                 return state
             if before is None:
-                await revisions.set_base(self._ask, pool, base)
+                if not await self._brings_bases_back():
+                    await revisions.set_base(self._ask, pool, base)
             else:
                 await self._revise_file(state, current, before, base)
             state = await revisions.read(self._ask)
         raise ConfigConflict("the configuration changes faster than this host's file can be noted")
+
+    async def _brings_bases_back(self) -> bool:
+        """Whether the bases that the store has lost since it was looked at are there again, from what is kept here.
+
+        A new one among none would look as if nothing was missing.
+        """
+        kept, pool = self._kept.value, self._in_force.pool
+        if kept is None or kept.pool != pool or not kept.bases:
+            return False
+        await self._with_history(await revisions.read(self._ask))
+        return bool(await revisions.bases(self._ask, pool))
 
     async def _revise_file(self, state: State, current: Revision, before: Tree, base: Tree) -> None:
         """Make a revision of a file's change, unless another one comes first."""
@@ -215,6 +227,8 @@ class Uptake:
             if state.stable is not None and all(one.number != state.stable for one in latest):
                 latest += await revisions.history(self._ask, before=state.stable + 1, count=1)
             bases = await revisions.bases(self._ask, self._in_force.pool)
+            if not latest or latest[0].number < current.number or not bases:
+                return  # the store has just lost its data: what is kept stays
             numbers = sorted(bases)[-MOST_REVISIONS:]
             kept = ConfigKept(
                 current=current.number,
@@ -232,7 +246,8 @@ class Uptake:
         lines = await revisions.audits(self._ask, count=MOST_AUDITED, down_to=last)
         if last and lines and lines[-1].id == last:
             return (*known, *reversed(lines[:-1]))[-MOST_AUDITED:]
-        return tuple(reversed(await revisions.audits(self._ask, count=MOST_AUDITED) if last else lines))
+        all_there = await revisions.audits(self._ask, count=MOST_AUDITED) if last else lines
+        return tuple(reversed(all_there)) or known  # an emptied store says nothing of what there was
 
 
 def _behind(id: str) -> str:
